@@ -1,0 +1,46 @@
+# Everything here works in a fresh clone with Python 3.11 or newer and nothing else.
+#   ARGS   passed on: make serve ARGS="--port 9000", make test ARGS="-k scheduling"
+#   PYTHON the interpreter that makes .venv
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev serve test check format lock bench clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup:  ## make .venv with the server and its engine
+	@$(PYTHON) requirements/bootstrap.py
+
+setup-dev:  ## the same, with the tools for testing and linting
+	@$(PYTHON) requirements/bootstrap.py --dev
+
+serve: setup  ## set up, then run the server
+	@exec $(BIN)/headrace serve $(ARGS)
+
+test: setup-dev  ## set up, then run the tests
+	$(BIN)/python -m pytest tests $(ARGS)
+
+check: setup-dev  ## formatting, lint, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup-dev  ## format and fix what can be fixed
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+lock: setup-dev  ## renew requirements/*.txt
+	$(BIN)/python -m requirements.lock $(ARGS)
+
+bench: setup-dev  ## measure the server
+	$(BIN)/python loadtests/bench_server.py $(ARGS)
+
+clean:  ## remove .venv, caches and build outputs
+	rm -rf .venv .venv.lock build dist htmlcov .coverage .coverage.* .hypothesis
+	rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis
+	find server models tests loadtests requirements -type d -name __pycache__ -prune -exec rm -rf {} +
