@@ -1,0 +1,85 @@
+"""The routes that run a model: one line each, because all of them are the same exchange."""
+
+from fastapi import Request
+from starlette.responses import Response
+
+from headrace_server.api.dependencies import caller_of, runtime_of
+from headrace_server.api.disconnect import unless_gone
+from headrace_server.api.routes import guarded_router
+from headrace_server.api.schemas.chat import ChatCompletionRequest
+from headrace_server.api.schemas.common import WireRequest
+from headrace_server.api.schemas.completion import CompletionRequest
+from headrace_server.api.schemas.messages import CountTokensRequest, MessagesRequest
+from headrace_server.api.schemas.pooling import EmbeddingRequest, RerankRequest, ScoreRequest
+from headrace_server.api.schemas.responses import ResponsesRequest
+from headrace_server.api.schemas.tokens import DetokenizeRequest, TokenizeRequest
+from headrace_server.api.sse import SseResponse
+from headrace_server.domain import EngineRequest, ModelId, Operation, StreamReply
+
+router = guarded_router("inference")
+
+
+@router.post(Operation.CHAT, summary="Chat completion")
+async def chat(request: Request, body: ChatCompletionRequest) -> Response:
+    return await _serve(request, Operation.CHAT, body, stream=bool(body.stream))
+
+
+@router.post(Operation.COMPLETION, summary="Text completion")
+async def completion(request: Request, body: CompletionRequest) -> Response:
+    return await _serve(request, Operation.COMPLETION, body, stream=bool(body.stream))
+
+
+@router.post(Operation.RESPONSE, summary="Response (stateless)")
+async def response(request: Request, body: ResponsesRequest) -> Response:
+    return await _serve(request, Operation.RESPONSE, body, stream=bool(body.stream))
+
+
+@router.post(Operation.MESSAGE, summary="Message (Anthropic)")
+async def message(request: Request, body: MessagesRequest) -> Response:
+    return await _serve(request, Operation.MESSAGE, body, stream=bool(body.stream))
+
+
+@router.post(Operation.COUNT_TOKENS, summary="Count a message's tokens (Anthropic)")
+async def count_tokens(request: Request, body: CountTokensRequest) -> Response:
+    return await _serve(request, Operation.COUNT_TOKENS, body)
+
+
+@router.post(Operation.EMBEDDING, summary="Embeddings")
+async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
+    return await _serve(request, Operation.EMBEDDING, body)
+
+
+@router.post(Operation.RERANK, summary="Rerank documents")
+async def rerank(request: Request, body: RerankRequest) -> Response:
+    return await _serve(request, Operation.RERANK, body)
+
+
+@router.post(Operation.SCORE, summary="Score pairs of texts")
+async def score(request: Request, body: ScoreRequest) -> Response:
+    return await _serve(request, Operation.SCORE, body)
+
+
+@router.post(Operation.TOKENIZE, summary="Text to token ids")
+async def tokenize(request: Request, body: TokenizeRequest) -> Response:
+    return await _serve(request, Operation.TOKENIZE, body)
+
+
+@router.post(Operation.DETOKENIZE, summary="Token ids to text")
+async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
+    return await _serve(request, Operation.DETOKENIZE, body)
+
+
+async def _serve(request: Request, operation: Operation, body: WireRequest, *, stream: bool = False) -> Response:
+    runtime = runtime_of(request)
+    engine_request = EngineRequest(
+        operation=operation,
+        model=ModelId(body.model),
+        request_id=request.state.request_id,
+        caller=caller_of(request),
+        payload=body.payload(),
+        stream=stream,
+    )
+    reply = await unless_gone(request.receive, runtime.inference.submit(engine_request))
+    if isinstance(reply, StreamReply):
+        return SseResponse(reply.events, hold_seconds=runtime.header_hold_seconds)
+    return Response(reply.body, media_type="application/json")

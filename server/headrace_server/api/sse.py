@@ -1,0 +1,86 @@
+"""Server-sent events: headers wait for the first event, then every event goes out as it comes.
+
+While nothing has been sent, a failure still becomes an error status. Once headers are out (the first event came, or
+the hold time passed and keep-alive comments took over) a failure becomes an error event, and no `[DONE]` follows.
+"""
+
+import asyncio
+import logging
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from headrace_server.api.disconnect import unless_gone
+from headrace_server.api.error_mapping import error_document
+from headrace_server.domain import EventStream
+from headrace_server.errors import EngineFault, RequestError
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+class SseResponse(Response):
+    """Streams `events` to the client and closes them, however it ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: EventStream, *, hold_seconds: float) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+        self._hold_seconds = hold_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await unless_gone(receive, self._stream(send))
+        finally:
+            await self._events.aclose()
+
+    async def _stream(self, send: Send) -> None:
+        first = asyncio.ensure_future(self._first())
+        try:
+            if not await self._keep_alive_until(first, send):
+                first.result()  # raises where the stream failed: nothing has been sent, so the failure has a status
+                await self._send_headers(send)
+            await self._relay(first, send)
+        finally:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _first(self) -> bytes:
+        return await anext(aiter(self._events), b"")
+
+    async def _keep_alive_until(self, first: "asyncio.Future[bytes]", send: Send) -> bool:
+        """Wait for the first event, with comments where it takes too long. Returns whether headers are out."""
+        committed = False
+        while not (await asyncio.wait({first}, timeout=self._hold_seconds))[0]:
+            if not committed:
+                await self._send_headers(send)
+                committed = True
+            await _send_body(send, KEEP_ALIVE)
+        return committed
+
+    async def _relay(self, first: "asyncio.Future[bytes]", send: Send) -> None:
+        """Send every event; a failure is the last."""
+        try:
+            await _send_body(send, await first)
+            async for event in self._events:
+                await _send_body(send, event)
+        except RequestError as error:
+            await _send_body(send, _error_event(error))
+        except Exception:
+            logger.exception("stream_failed")
+            await _send_body(send, _error_event(EngineFault("internal error", code="internal_error")))
+
+    async def _send_headers(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+
+
+async def _send_body(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _error_event(error: RequestError) -> bytes:
+    return b"data: " + error_document(error) + b"\n\n"

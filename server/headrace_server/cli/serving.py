@@ -1,0 +1,181 @@
+"""`headrace serve`: bind, run, say when it is ready, end cleanly.
+
+The port is bound before anything slow happens, so that a port in use is one line at once. uvicorn runs inside our
+loop; its signal handling is replaced, because it re-raises the signal after its shutdown: here the first Ctrl-C or
+SIGTERM stops gracefully and exits 0, the second hastens.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import typer
+import uvicorn
+
+from headrace_server.api.metrics import metrics_app
+from headrace_server.api.middleware import HttpLimits
+from headrace_server.app import HttpOptions, create_app
+from headrace_server.catalog import model_settings_of
+from headrace_server.domain import ModelState, ModelStatus
+from headrace_server.errors import UsageError
+from headrace_server.observability.logging import configure_logging
+from headrace_server.observability.metrics import Metrics
+from headrace_server.runtime import Plan, Progress, Runtime, open_runtime, plan_runtime
+from headrace_server.settings.loading import load_settings
+from headrace_server.settings.schema import LogFormat, Settings, TelemetrySettings, is_loopback
+
+logger = logging.getLogger(__name__)
+
+_GRACEFUL_SECONDS = 10
+_BACKLOG = 2048
+
+
+def run_server(config: Path | None, references: list[str], flags: Mapping[str, object]) -> int:
+    """Serve until a signal. Returns the exit code.
+
+    Raises:
+        UsageError: anything that is wrong before the server runs.
+    """
+    models = {"models": [model_settings_of(reference) for reference in references]} if references else {}
+    settings = load_settings(config=config, flags={**models, **flags})
+    setup_logging(settings.telemetry)
+    plan = plan_runtime(settings)
+    with bind(settings.server.host, settings.server.port) as listener:
+        return asyncio.run(ServerProcess(settings, plan, listener).run())
+
+
+def setup_logging(telemetry: TelemetrySettings) -> None:
+    """Log as the settings say."""
+    json_lines = {LogFormat.JSON: True, LogFormat.TEXT: False}.get(telemetry.log_format)
+    configure_logging(level=telemetry.log_level, json_lines=json_lines)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening address, or one line that says why not.
+
+    Raises:
+        UsageError: the address is in use, not ours, or not an address.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    listener.set_inheritable(False)
+    return listener
+
+
+class ServerProcess:
+    """One run of the server: the HTTP front, the optional metrics front, and what the terminal is told."""
+
+    def __init__(self, settings: Settings, plan: Plan, listener: socket.socket) -> None:
+        self._settings = settings
+        self._plan = plan
+        self._listener = listener
+        self._metrics = Metrics()
+        self._began = time.monotonic()
+        self._server = self._build_server()
+        self._exit_code = 0
+
+    async def run(self) -> int:
+        with self._signals():
+            async with self._metrics_server():
+                await self._server.serve(sockets=[self._listener])
+        return self._exit_code if self._server.started else 1
+
+    def _build_server(self) -> uvicorn.Server:
+        settings = self._settings.server
+        options = HttpOptions(
+            limits=HttpLimits(settings.max_body_bytes, settings.body_timeout_seconds),
+            cors_origins=settings.cors.allow_origins,
+            open_metrics=is_loopback(settings.host),
+            access_log=self._settings.telemetry.access_log,
+        )
+        tls = settings.tls
+        config = uvicorn.Config(
+            create_app(self._open_runtime, options),
+            log_config=None,
+            access_log=False,
+            http="httptools",
+            loop="uvloop",
+            lifespan="on",
+            server_header=False,
+            timeout_graceful_shutdown=_GRACEFUL_SECONDS,
+            ssl_certfile=tls.cert_file,
+            ssl_keyfile=tls.key_file,
+        )
+        return _Server(config)
+
+    def _open_runtime(self) -> AbstractAsyncContextManager[Runtime]:
+        return open_runtime(self._plan, self._metrics, Progress(on_settled=self._settle))
+
+    def _settle(self, statuses: tuple[ModelStatus, ...]) -> None:
+        ready = [status for status in statuses if status.state is ModelState.READY]
+        if not ready:
+            reasons = "; ".join(f"{status.id}: {status.detail}" for status in statuses)
+            typer.echo(f"headrace: no model could be started: {reasons}", err=True)
+            self._exit_code = 1
+            self._server.should_exit = True
+            return
+        typer.echo(ready_line(self._base_url(), ready[0], time.monotonic() - self._began))
+        sys.stdout.flush()
+
+    def _base_url(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        return f"{'https' if self._settings.server.tls.cert_file else 'http'}://{shown}:{port}"
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        self._server.force_exit = self._server.should_exit
+        self._server.should_exit = True
+
+    @asynccontextmanager
+    async def _metrics_server(self) -> AsyncIterator[None]:
+        port = self._settings.server.metrics_port
+        if port is None:
+            yield
+            return
+        with bind(self._settings.server.host, port) as listener:
+            config = uvicorn.Config(metrics_app(self._metrics), log_config=None, access_log=False, lifespan="off")
+            server = _Server(config)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(server.serve(sockets=[listener]))
+                yield
+                server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def ready_line(base_url: str, status: ModelStatus, seconds: float) -> str:
+    """The one line that says where the server is and how to try it."""
+    body = f'{{"model": "{status.id}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+    return (
+        f"Headrace is ready at {base_url}/v1 with {status.id} after {seconds:.1f} s; try: "
+        f"curl -s {base_url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+    )

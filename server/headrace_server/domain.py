@@ -1,0 +1,144 @@
+"""The words that every layer shares: ids, operations, callers, requests and replies.
+
+Owns only frozen values; it never does I/O and imports nothing of the project. Wire formats are converted to
+these types once, at the edge (`api`), and engines speak nothing else. The payload of an `EngineRequest` is the
+one exception to "no dicts across modules": it is the client's JSON object after validation, because upstream
+servers and vLLM's own serving classes take exactly that.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import NewType, Protocol, TypeAlias
+
+ModelId = NewType("ModelId", str)
+RequestId = NewType("RequestId", str)
+TenantId = NewType("TenantId", str)
+
+JsonObject: TypeAlias = Mapping[str, object]
+
+
+class Operation(StrEnum):
+    """What a client may ask of a model; the value is its path in the public HTTP contract."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETION = "/v1/completions"
+    RESPONSE = "/v1/responses"
+    MESSAGE = "/v1/messages"
+    COUNT_TOKENS = "/v1/messages/count_tokens"
+    EMBEDDING = "/v1/embeddings"
+    RERANK = "/v1/rerank"
+    SCORE = "/v1/score"
+    TOKENIZE = "/tokenize"
+    DETOKENIZE = "/detokenize"
+
+
+GENERATING = frozenset({Operation.CHAT, Operation.COMPLETION, Operation.RESPONSE, Operation.MESSAGE})
+POOLING = frozenset({Operation.EMBEDDING, Operation.RERANK, Operation.SCORE})
+TEXT = frozenset({Operation.TOKENIZE, Operation.DETOKENIZE})
+
+
+class Scope(StrEnum):
+    """What a key may be used for."""
+
+    INFERENCE = "inference"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is asking, as far as a key or its absence shows."""
+
+    tenant: TenantId
+    scopes: frozenset[Scope] = frozenset({Scope.INFERENCE})
+
+
+class ModelState(Enum):
+    """Where a model stands between its source and an engine that answers."""
+
+    COLD = "cold"
+    FETCHING = "fetching"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One model as `/v1/models`, `/readyz` and `headrace ls` show it.
+
+    `detail` is one line for people (why it failed, what it waits for) or empty. `max_model_len` is in tokens,
+    `created` in seconds since the epoch.
+    """
+
+    id: ModelId
+    state: ModelState
+    source: str
+    created: int
+    aliases: tuple[ModelId, ...] = ()
+    detail: str = ""
+    max_model_len: int | None = None
+    num_leases: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One validated HTTP request on its way to an engine.
+
+    `payload` is the client's JSON object with unknown and refused fields removed; `model` is the name under which
+    the engine serves the model, and already stands in the payload.
+    """
+
+    operation: Operation
+    model: ModelId
+    request_id: RequestId
+    caller: Caller
+    payload: JsonObject = field(repr=False)
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UnaryReply:
+    """A complete JSON document, UTF-8 encoded."""
+
+    body: bytes = field(repr=False)
+
+
+class EventStream(Protocol):
+    """Server-sent events, each item one or more whole frames (`data: …\\n\\n`), UTF-8 encoded.
+
+    The receiver iterates to the end or calls `aclose()`, which aborts the generation in the engine; it does one of
+    the two even if it never asked for an item. A failure after the first event is raised by the iteration and never
+    followed by `[DONE]`. An async generator is one.
+    """
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def __anext__(self) -> bytes: ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReply:
+    """An answer that comes piece by piece."""
+
+    events: EventStream = field(repr=False)
+
+
+Reply: TypeAlias = UnaryReply | StreamReply
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """An engine's own counters, read without asking its process. Totals count since the engine's start.
+
+    `kv_cache_usage` is a share of 1.
+    """
+
+    num_requests_running: int = 0
+    num_requests_waiting: int = 0
+    kv_cache_usage: float = 0.0
+    prompt_tokens_total: int = 0
+    generation_tokens_total: int = 0

@@ -1,0 +1,167 @@
+"""vLLM in this process: one `AsyncLLM` (which runs its EngineCore and workers as child processes) per engine.
+
+Importing vLLM takes many seconds, so nothing here is imported before an engine of this kind is built, and the import
+and the engine's construction run in a thread while the event loop goes on answering probes. vLLM's own server is not
+used: it ends the process when an engine dies and installs signal handlers.
+"""
+
+import asyncio
+import gc
+import logging
+import multiprocessing
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from headrace_server.domain import EngineRequest, EngineStats, Reply
+from headrace_server.engine.base import EngineInfo, EngineSpec
+from headrace_server.engine.vllm_arguments import command_line
+from headrace_server.errors import EngineDown, EngineFault
+
+if TYPE_CHECKING:
+    from starlette.datastructures import State
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from headrace_server.engine.vllm_serving import VllmServing
+    from headrace_server.engine.vllm_stats import StepCounters
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.2
+
+# Spoken to vLLM and the libraries under it; set where the operator has not said otherwise.
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings tell of kernels that a CPU does not have
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "HF_HUB_OFFLINE": "1",  # engines load from a directory; whatever is missing there is an error, not a download
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class VllmEngine:
+    """`Engine` on vLLM; see `base.Engine` for the contract."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._llm: AsyncLLM | None = None
+        self._serving: VllmServing | None = None
+        self._counters: StepCounters | None = None
+        self._building: asyncio.Future[Namespace] | None = None
+        self._closing = False
+        self._children_before = {child.pid for child in multiprocessing.active_children()}
+
+    async def start(self) -> EngineInfo:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        try:
+            self._building = asyncio.ensure_future(asyncio.to_thread(self._build))
+            args = await asyncio.shield(self._building)  # a thread cannot be cancelled; `close` sees to it
+            state = await self._open_serving(args)
+        except (Exception, SystemExit) as error:  # vLLM's parser exits; its builders raise anything
+            logger.exception("engine_start_failed", extra={"model": self._spec.model})
+            raise EngineFault(f"the engine did not start: {_first_line(error)}") from error
+        return self._info(state)
+
+    def _build(self) -> Namespace:
+        """Import vLLM and start its processes. Runs in a thread, imports all that the loop will need."""
+        import vllm.entrypoints.launchers.api_server.app_state  # noqa: F401
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+        from vllm.platforms import current_platform
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        import headrace_server.engine.vllm_gated_client
+        import headrace_server.engine.vllm_serving  # noqa: F401
+        from headrace_server.engine.vllm_stats import StepCounters, step_logger
+
+        line = command_line(self._spec, cpu=current_platform.is_cpu())
+        args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(line)
+        engine_args = AsyncEngineArgs.from_cli_args(args)
+        engine_args.disable_log_stats = True
+        if self._closing:
+            raise EngineFault("closed while it was starting")
+        _use_scratch(self._spec.scratch)
+        self._counters = StepCounters()
+        self._llm = AsyncLLM.from_engine_args(
+            engine_args,
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            stat_loggers=[step_logger(self._counters)],
+        )
+        return args
+
+    async def _open_serving(self, args: Namespace) -> "State":
+        from starlette.datastructures import State
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+
+        from headrace_server.engine.vllm_gated_client import GatedEngineClient
+        from headrace_server.engine.vllm_serving import VllmServing
+
+        llm = self._require(self._llm)
+        await llm.reset_mm_cache()
+        state = State()
+        await init_app_state(GatedEngineClient(llm), state, args, await llm.get_supported_tasks())
+        self._serving = VllmServing(state)
+        return state
+
+    def _info(self, state: "State") -> EngineInfo:
+        operations = self._require(self._serving).operations()
+        return EngineInfo(operations, state.vllm_config.model_config.max_model_len)
+
+    async def submit(self, request: EngineRequest) -> Reply:
+        await self.check()
+        return await self._require(self._serving).submit(request)
+
+    def stats(self) -> EngineStats:
+        return self._counters.snapshot() if self._counters else EngineStats()
+
+    async def check(self) -> None:
+        if self._require(self._llm).errored:
+            raise EngineDown("the engine of this model has stopped")
+
+    async def close(self) -> None:
+        self._closing = True
+        await self._end_building()
+        llm, self._llm, self._serving = self._llm, None, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown)
+            # vLLM's client shuts down again when it is collected, which fails once the interpreter is going away.
+            del llm
+            gc.collect()
+
+    async def _end_building(self) -> None:
+        """Let a start that is under way fail soon: without its processes it cannot go on."""
+        building = self._building
+        while building is not None and not building.done():
+            for child in multiprocessing.active_children():
+                if child.pid not in self._children_before:
+                    child.terminate()
+            await asyncio.wait({building}, timeout=_POLL_SECONDS)
+
+    @staticmethod
+    def _require(part: T | None) -> T:
+        if part is None:
+            raise EngineDown("the engine of this model is not running")
+        return part
+
+
+def _use_scratch(folder: Path | None) -> None:
+    """vLLM leaves sockets and a rendezvous file in the temporary folder; give it one that somebody removes.
+
+    vLLM remembers its variables once a first engine has started, so the folder is one for the process.
+    """
+    from vllm import envs
+
+    if folder is not None:
+        os.environ["VLLM_RPC_BASE_PATH"] = os.environ["TMPDIR"] = str(folder)
+        Path(envs.VLLM_RPC_BASE_PATH).mkdir(parents=True, exist_ok=True)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Logs and metrics. Never a prompt, a completion or a key."""

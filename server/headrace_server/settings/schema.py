@@ -1,0 +1,234 @@
+"""What can be configured. Every key is documented here and nowhere else: README's table is made from this file.
+
+Units are in the names. Unknown keys are refused, so a key exists here only once something obeys it.
+"""
+
+from enum import StrEnum
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    StringConstraints,
+    model_validator,
+)
+
+DEFAULT_MODEL = "embedded:smollm2-135m-instruct"
+MIB = 1024**2
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TlsSettings(_Section):
+    """Serve HTTPS from PEM files."""
+
+    cert_file: Path | None = Field(None, description="certificate chain, PEM")
+    key_file: Path | None = Field(None, description="private key, PEM")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
+        return self
+
+
+class CorsSettings(_Section):
+    """Let pages from other origins call this server."""
+
+    allow_origins: tuple[str, ...] = Field((), description="origins, `*` for any; empty: no CORS headers")
+
+
+class ServerSettings(_Section):
+    """The HTTP front."""
+
+    host: str = Field("127.0.0.1", description="address to bind; beyond loopback only with keys, or `auth.mode: none`")
+    port: int = Field(8000, ge=0, le=65535, description="port to bind; 0 takes a free one")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="serve `/metrics` without a key on this port too (same host)"
+    )
+    max_body_bytes: PositiveInt = Field(8 * MIB, description="larger request bodies are refused with 413")
+    body_timeout_seconds: PositiveFloat = Field(30.0, description="a body that takes longer is refused with 408")
+    header_hold_seconds: PositiveFloat = Field(
+        15.0,
+        description="how long a stream's headers wait for its first token, so that a refusal keeps its status",
+    )
+    tls: TlsSettings = Field(TlsSettings())
+    cors: CorsSettings = Field(CorsSettings())
+
+
+class CacheSettings(_Section):
+    """The model cache."""
+
+    dir: Path = Field(Path("~/.cache/headrace"), description="where prepared models are kept")
+
+
+class AuthMode(StrEnum):
+    """Who may call."""
+
+    KEYS = "keys"
+    NONE = "none"
+
+
+class AuthSettings(_Section):
+    """Who may call."""
+
+    mode: AuthMode | None = Field(
+        None,
+        description="`keys` or `none`; unset: keys where `keys_file` is set, else none and loopback only",
+    )
+    keys_file: Path | None = Field(None, description="file with one API key per line; `#` starts a comment")
+
+    @model_validator(mode="after")
+    def _keys_need_a_file(self) -> Self:
+        if self.mode is AuthMode.KEYS and self.keys_file is None:
+            raise ValueError("auth.mode: keys needs auth.keys_file")
+        return self
+
+    @property
+    def effective_mode(self) -> AuthMode:
+        return self.mode or (AuthMode.KEYS if self.keys_file else AuthMode.NONE)
+
+
+class EngineArguments(_Section):
+    """The vLLM arguments that may be set; names and meaning are vLLM's. Unset keys take the engine's default."""
+
+    max_model_len: PositiveInt | None = Field(None, description="context length in tokens")
+    max_num_seqs: PositiveInt | None = Field(None, description="most sequences in one step")
+    max_num_batched_tokens: PositiveInt | None = Field(None, description="most tokens in one step")
+    kv_cache_memory_bytes: PositiveInt | None = Field(None, description="KV-cache size; 1 GiB on CPU")
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="share of the GPU's memory to use")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = Field(None, description="computing precision")
+    quantization: str | None = Field(None, description="quantization method")
+    enforce_eager: bool | None = Field(None, description="run without compiling; true on CPU")
+    enable_prefix_caching: bool | None = Field(None, description="reuse KV blocks of equal prompt beginnings")
+    tensor_parallel_size: PositiveInt | None = Field(None, description="GPUs that share every layer")
+    pipeline_parallel_size: PositiveInt | None = Field(None, description="stages that share the layers")
+    runner: Literal["auto", "generate", "pooling"] | None = Field(None, description="what the model is for")
+    seed: int | None = Field(None, ge=0, description="default seed of the sampler")
+    max_logprobs: int | None = Field(None, ge=0, le=20, description="most alternatives per token")
+    tool_call_parser: str | None = Field(None, description="parser for tool calls, turns `tool_choice: auto` on")
+    reasoning_parser: str | None = Field(None, description="parser for reasoning sections")
+    chat_template: Path | None = Field(None, description="chat template file in place of the model's own")
+    generation_config: str | None = Field(
+        None, description="`auto`: the model's sampling defaults, `vllm`: neutral ones"
+    )
+
+
+class EngineKind(StrEnum):
+    """What runs a model."""
+
+    VLLM = "vllm"
+    UPSTREAM = "upstream"
+    SYNTHETIC = "synthetic"
+
+
+class SyntheticArguments(_Section):
+    """How the synthetic engine behaves; it has no weights and serves tests and load tests."""
+
+    ttft_ms: float = Field(0.0, ge=0, description="time to first token")
+    itl_ms: float = Field(0.0, ge=0, description="time between tokens")
+    seed: int = Field(0, description="other seeds give other words")
+    max_model_len: PositiveInt = Field(8192, description="context length in tokens")
+    max_num_seqs: PositiveInt = Field(256, description="requests served at once; others wait")
+    load_seconds: float = Field(0.0, ge=0, description="how long a start takes")
+    fail_after_tokens: PositiveInt | None = Field(None, description="fault: fail each request after so many tokens")
+
+
+class UpstreamArguments(_Section):
+    """Another OpenAI-compatible server that runs the model."""
+
+    url: str | None = Field(None, description="`http(s)://host:port[/prefix]` or `unix:///path/to/socket`")
+    upstream_model: str | None = Field(None, description="the model's name over there, where it differs")
+    api_key: SecretStr | None = Field(None, description="key to send there")
+    connect_timeout_seconds: PositiveFloat = Field(5.0, description="how long a connection may take")
+
+
+class ModelSettings(_Section):
+    """One model of the catalog."""
+
+    id: ModelName = Field(description="the name that clients use")
+    aliases: tuple[ModelName, ...] = Field((), description="further names")
+    source: str | None = Field(None, description="model reference: `embedded:…`, `file:///dir` or a path")
+    engine: EngineKind = Field(EngineKind.VLLM, description="what runs it")
+    arguments: EngineArguments = Field(EngineArguments(), description="vLLM arguments, see below")
+    upstream: UpstreamArguments = Field(UpstreamArguments(), description="for `engine: upstream`, see below")
+    synthetic: SyntheticArguments = Field(SyntheticArguments(), description="for `engine: synthetic`, see below")
+    client_chat_template: bool = Field(
+        False,
+        description="let clients send `chat_template` and `chat_template_kwargs` (templates are programs)",
+    )
+    remote_media: bool = Field(
+        False, description="let clients name image, audio and video URLs that the engine then fetches"
+    )
+
+    @model_validator(mode="after")
+    def _engine_has_what_it_needs(self) -> Self:
+        if self.engine is EngineKind.VLLM and self.source is None:
+            raise ValueError(f"model {self.id!r} needs a source")
+        if self.engine is EngineKind.UPSTREAM and self.upstream.url is None:
+            raise ValueError(f"model {self.id!r} needs upstream.url")
+        return self
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    AUTO = "auto"
+    TEXT = "text"
+    JSON = "json"
+
+
+class TelemetrySettings(_Section):
+    """Logs."""
+
+    log_format: LogFormat = Field(LogFormat.AUTO, description="`json`, `text`, or `auto`: text on a terminal")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line shown")
+    access_log: bool = Field(True, description="one line per request")
+
+
+class Settings(_Section):
+    """The whole configuration."""
+
+    server: ServerSettings = Field(ServerSettings())
+    cache: CacheSettings = Field(CacheSettings())
+    auth: AuthSettings = Field(AuthSettings())
+    models: tuple[ModelSettings, ...] = Field(())
+    telemetry: TelemetrySettings = Field(TelemetrySettings())
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        seen: set[str] = set()
+        for name in (name for model in self.models for name in (model.id, *model.aliases)):
+            if name in seen:
+                raise ValueError(f"the model name {name!r} is used twice")
+            seen.add(name)
+        return self
+
+    @model_validator(mode="after")
+    def _open_only_on_purpose(self) -> Self:
+        if not is_loopback(self.server.host) and self.auth.mode is None and self.auth.keys_file is None:
+            raise ValueError(
+                f"server.host {self.server.host} can be reached from other machines and nobody needs a key: "
+                "set auth.keys_file, or auth.mode: none to allow everyone"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
