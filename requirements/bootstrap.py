@@ -209,7 +209,7 @@ def advice(failure: Failure, output: str) -> str:
         "  Check the network and the proxy, or point pip at a mirror: PIP_INDEX_URL, PIP_FIND_LINKS.",
         Cause.HASH_MISMATCH: f"{package} is not the file that the lock was made for, and was not installed.\n"
         "  A mirror with other files, or a broken download: try `pip cache purge`, then another index.",
-        Cause.DISK_FULL: "the disk is full. .venv takes about 1.8 GB for the CPU and 10 GB for CUDA.",
+        Cause.DISK_FULL: "the disk is full. .venv takes 2.4 GB for the CPU, several times that for CUDA.",
         Cause.OTHER: "pip failed:\n  " + "\n  ".join(output.strip().splitlines()[-8:]),
     }
     return messages[failure.cause]

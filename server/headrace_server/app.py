@@ -61,6 +61,7 @@ def create_app(open_runtime: OpenRuntime, options: HttpOptions | None = None) ->
         title="Headrace",
         version=__version__,
         lifespan=lifespan,
+        redirect_slashes=False,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,

@@ -20,8 +20,10 @@ from headrace_server.settings.schema import DEFAULT_MODEL, EngineKind, ModelSett
 
 logger = logging.getLogger(__name__)
 
-# What an embedded model needs beside the defaults: SmolLM2 writes tool calls as Hermes does.
-_EMBEDDED_ARGUMENTS: Mapping[str, Mapping[str, object]] = {"smollm2-135m-instruct": {"tool_call_parser": "hermes"}}
+# What an embedded model needs beside the defaults: SmolLM2 knows no tools, so the grammar writes its calls.
+_EMBEDDED_ARGUMENTS: Mapping[str, Mapping[str, object]] = {
+    "smollm2-135m-instruct": {"tool_call_parser": "hermes", "tool_strict_level": "parameter"}
+}
 
 
 def model_settings(settings: Settings) -> tuple[ModelSettings, ...]:

@@ -82,13 +82,14 @@ def open_router(tag: str) -> APIRouter:
 
 
 def _presented_key(request: Request) -> str | None:
-    credentials = request.headers.getlist("authorization")
-    if len(credentials) > 1:
+    """The key of a request; None where a header is doubled, because two readers may believe different halves."""
+    credentials, keys = request.headers.getlist("authorization"), request.headers.getlist("x-api-key")
+    if len(credentials) > 1 or len(keys) > 1:
         return None
     scheme, _, key = "".join(credentials).partition(" ")
     if scheme.lower() == "bearer" and key.strip():
         return key.strip()
-    return request.headers.get("x-api-key")
+    return "".join(keys) or None
 
 
 def _check_media_type(request: Request) -> None:

@@ -117,6 +117,9 @@ class EngineArguments(_Section):
     seed: int | None = Field(None, ge=0, description="default seed of the sampler")
     max_logprobs: int | None = Field(None, ge=0, le=20, description="most alternatives per token")
     tool_call_parser: str | None = Field(None, description="parser for tool calls, turns `tool_choice: auto` on")
+    tool_strict_level: Literal["auto", "function", "parameter"] | None = Field(
+        None, description="`parameter`: every tool call satisfies its schema, also without `strict: true`"
+    )
     reasoning_parser: str | None = Field(None, description="parser for reasoning sections")
     chat_template: Path | None = Field(None, description="chat template file in place of the model's own")
     generation_config: str | None = Field(
