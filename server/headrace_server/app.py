@@ -71,6 +71,7 @@ def create_app(open_runtime: OpenRuntime, options: HttpOptions | None = None) ->
     if options.open_metrics:
         app.include_router(metrics.router)
     _handle_errors(app)
+    app.add_middleware(RequestBoundary, limits=options.limits, on_done=_count_request, access_log=options.access_log)
     if options.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -79,7 +80,6 @@ def create_app(open_runtime: OpenRuntime, options: HttpOptions | None = None) ->
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(RequestBoundary, limits=options.limits, on_done=_count_request, access_log=options.access_log)
     return app
 
 

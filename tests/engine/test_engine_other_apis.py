@@ -54,9 +54,7 @@ def test_a_response_follows_a_json_schema(client: openai.OpenAI) -> None:
 
 
 def test_a_message_answers_and_counts(claude: anthropic.Anthropic) -> None:
-    message = claude.messages.create(
-        model=MODEL, max_tokens=20, messages=[{"role": "user", "content": QUESTION}]
-    )
+    message = claude.messages.create(model=MODEL, max_tokens=20, messages=[{"role": "user", "content": QUESTION}])
     counted = claude.messages.count_tokens(model=MODEL, messages=[{"role": "user", "content": QUESTION}])
 
     assert message.content[0].type == "text"
@@ -66,9 +64,7 @@ def test_a_message_answers_and_counts(claude: anthropic.Anthropic) -> None:
 
 
 def test_a_message_streams(claude: anthropic.Anthropic) -> None:
-    with claude.messages.stream(
-        model=MODEL, max_tokens=20, messages=[{"role": "user", "content": QUESTION}]
-    ) as stream:
+    with claude.messages.stream(model=MODEL, max_tokens=20, messages=[{"role": "user", "content": QUESTION}]) as stream:
         text = "".join(stream.text_stream)
         message = stream.get_final_message()
 

@@ -24,8 +24,11 @@ class ServerProcess:
 
 
 @contextmanager
-def running_server(config: Path, log: Path) -> Iterator[ServerProcess]:
-    """Start a server on a free port, wait for its ready line, end it with SIGINT and check that it ended well."""
+def running_server(config: Path, log: Path, *, killed: bool = False) -> Iterator[ServerProcess]:
+    """Start a server on a free port, wait for its ready line, end it with SIGINT and check that it ended well.
+
+    `killed`: the test does such things to it that nothing is expected of its end; it is killed.
+    """
     command = [sys.executable, "-m", "headrace_server", "serve", "--config", str(config), "--port", "0"]
     with log.open("wb") as stderr:
         process = subprocess.Popen(
@@ -34,7 +37,10 @@ def running_server(config: Path, log: Path) -> Iterator[ServerProcess]:
     with process:
         try:
             yield ServerProcess(_await_ready(process, log), process.pid)
-            process.send_signal(signal.SIGINT)
+            if killed:
+                return
+            if process.poll() is None:  # a test may have sent the signal itself
+                process.send_signal(signal.SIGINT)
             assert process.wait(STOP_SECONDS) == 0, f"the server did not end well:\n{_tail(log)}"
             assert not group_members(process.pid), "the server left processes behind"
         finally:

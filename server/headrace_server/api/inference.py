@@ -1,5 +1,7 @@
 """The routes that run a model: one line each, because all of them are the same exchange."""
 
+from typing import Any
+
 from fastapi import Request
 from starlette.responses import Response
 
@@ -18,23 +20,26 @@ from headrace_server.domain import EngineRequest, ModelId, Operation, StreamRepl
 
 router = guarded_router("inference")
 
+# Documented once more than JSON: `stream: true` answers with server-sent events.
+_STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
 
-@router.post(Operation.CHAT, summary="Chat completion")
+
+@router.post(Operation.CHAT, summary="Chat completion", responses=_STREAMS)
 async def chat(request: Request, body: ChatCompletionRequest) -> Response:
     return await _serve(request, Operation.CHAT, body, stream=bool(body.stream))
 
 
-@router.post(Operation.COMPLETION, summary="Text completion")
+@router.post(Operation.COMPLETION, summary="Text completion", responses=_STREAMS)
 async def completion(request: Request, body: CompletionRequest) -> Response:
     return await _serve(request, Operation.COMPLETION, body, stream=bool(body.stream))
 
 
-@router.post(Operation.RESPONSE, summary="Response (stateless)")
+@router.post(Operation.RESPONSE, summary="Response (stateless)", responses=_STREAMS)
 async def response(request: Request, body: ResponsesRequest) -> Response:
     return await _serve(request, Operation.RESPONSE, body, stream=bool(body.stream))
 
 
-@router.post(Operation.MESSAGE, summary="Message (Anthropic)")
+@router.post(Operation.MESSAGE, summary="Message (Anthropic)", responses=_STREAMS)
 async def message(request: Request, body: MessagesRequest) -> Response:
     return await _serve(request, Operation.MESSAGE, body, stream=bool(body.stream))
 
@@ -81,5 +86,7 @@ async def _serve(request: Request, operation: Operation, body: WireRequest, *, s
     )
     reply = await unless_gone(request.receive, runtime.inference.submit(engine_request))
     if isinstance(reply, StreamReply):
-        return SseResponse(reply.events, hold_seconds=runtime.header_hold_seconds)
+        return SseResponse(
+            reply.events, hold_seconds=runtime.header_hold_seconds, named_errors=operation is Operation.MESSAGE
+        )
     return Response(reply.body, media_type="application/json")

@@ -21,15 +21,19 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class SseResponse(Response):
-    """Streams `events` to the client and closes them, however it ends."""
+    """Streams `events` to the client and closes them, however it ends.
+
+    `named_errors`: the error event has a name and a type, as Anthropic's clients need to see it.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: EventStream, *, hold_seconds: float) -> None:
+    def __init__(self, events: EventStream, *, hold_seconds: float, named_errors: bool = False) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._hold_seconds = hold_seconds
+        self._named_errors = named_errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -69,10 +73,16 @@ class SseResponse(Response):
             async for event in self._events:
                 await _send_body(send, event)
         except RequestError as error:
-            await _send_body(send, _error_event(error))
+            await _send_body(send, self._error_event(error))
         except Exception:
             logger.exception("stream_failed")
-            await _send_body(send, _error_event(EngineFault("internal error", code="internal_error")))
+            await _send_body(send, self._error_event(EngineFault("internal error", code="internal_error")))
+
+    def _error_event(self, error: RequestError) -> bytes:
+        document = error_document(error)
+        if not self._named_errors:
+            return b"data: " + document + b"\n\n"
+        return b'event: error\ndata: {"type": "error", ' + document[1:] + b"\n\n"
 
     async def _send_headers(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -80,7 +90,3 @@ class SseResponse(Response):
 
 async def _send_body(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-def _error_event(error: RequestError) -> bytes:
-    return b"data: " + error_document(error) + b"\n\n"

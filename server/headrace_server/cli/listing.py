@@ -33,7 +33,7 @@ def print_models(config: Path | None, *, as_json: bool) -> None:
 
 
 def _configured(model: ModelSettings) -> dict[str, str]:
-    source = model.source or str(model.upstream.url or "")
+    source = model.source or model.upstream.url or model.engine.value
     return {"id": model.id, "source": source, "engine": model.engine.value, "state": "configured"}
 
 

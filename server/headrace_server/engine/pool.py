@@ -13,12 +13,20 @@ from dataclasses import dataclass
 
 from headrace_server.domain import EngineStats, ModelId, ModelState, ModelStatus, Operation
 from headrace_server.engine.base import Engine, EngineInfo, EngineSpec
-from headrace_server.errors import EngineDown, HeadraceError, ModelLoading, ModelNotFound, UnsupportedOperation
+from headrace_server.errors import (
+    Draining,
+    EngineDown,
+    HeadraceError,
+    ModelLoading,
+    ModelNotFound,
+    UnsupportedOperation,
+)
 
 logger = logging.getLogger(__name__)
 
 _LOADING_RETRY_SECONDS = 5.0
 _FAILED_RETRY_SECONDS = 30.0
+_CHECK_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,7 @@ class EnginePool:
         self._names = {name: slot for slot in self._slots.values() for name in (slot.entry.id, *slot.entry.aliases)}
         self._build = build
         self._on_change = on_change
+        self._closing = False
 
     async def load_all(self) -> None:
         """Bring up every model of the catalog, in its order. Failures end in the model's status, not here."""
@@ -112,13 +121,17 @@ class EnginePool:
 
         Raises:
             ModelNotFound: no model of that name.
+            Draining: the pool is closing.
             ModelLoading: not ready yet.
-            EngineDown: it failed to load.
+            EngineDown: it failed to load. (A failed model that still has an engine is leased: the engine itself
+                says whether it is down, and an upstream server may be back.)
             UnsupportedOperation: the model does not do that.
         """
         slot = self._find(name)
+        if self._closing:
+            raise Draining("the server is shutting down", retry_after_seconds=_LOADING_RETRY_SECONDS)
         match slot.state:
-            case ModelState.READY if slot.engine is not None and slot.info is not None:
+            case ModelState.READY | ModelState.FAILED if slot.engine is not None and slot.info is not None:
                 if operation not in slot.info.operations:
                     raise UnsupportedOperation(f"the model {name!r} does not serve {operation.value}", param="model")
                 return Lease(slot, slot.engine)
@@ -164,16 +177,22 @@ class EnginePool:
         return {model: slot.engine.stats() for model, slot in self._slots.items() if slot.engine is not None}
 
     async def check(self) -> None:
-        """Ask every ready engine whether it still serves; one that does not becomes failed."""
-        for slot in self._slots.values():
-            if slot.state is ModelState.READY and slot.engine is not None:
-                try:
-                    await slot.engine.check()
-                except EngineDown as error:
-                    self._enter(slot, ModelState.FAILED, error.message)
+        """Ask every engine whether it still serves, all at once, and let its model's state follow, both ways."""
+        async with asyncio.TaskGroup() as group:
+            for slot in self._slots.values():
+                if slot.engine is not None and slot.state in (ModelState.READY, ModelState.FAILED):
+                    group.create_task(self._check(slot, slot.engine))
+
+    async def _check(self, slot: _Slot, engine: Engine) -> None:
+        problem = await _problem(engine)
+        if problem is not None and slot.state is ModelState.READY:
+            self._enter(slot, ModelState.FAILED, problem)
+        elif problem is None and slot.state is ModelState.FAILED:
+            self._enter(slot, ModelState.READY)
 
     async def close(self) -> None:
         """Stop all engines, at the same time. Leases still held see their requests end in errors."""
+        self._closing = True
         async with asyncio.TaskGroup() as group:
             for slot in self._slots.values():
                 group.create_task(self._close_engine(slot))
@@ -186,6 +205,18 @@ class EnginePool:
             await engine.close()
         except Exception:  # the other engines are to be closed all the same
             logger.exception("engine_close_failed", extra={"model": slot.entry.id})
+
+
+async def _problem(engine: Engine) -> str | None:
+    """Why an engine does not serve; None: it does."""
+    try:
+        async with asyncio.timeout(_CHECK_SECONDS):
+            await engine.check()
+    except EngineDown as error:
+        return error.message
+    except TimeoutError:
+        return "the engine does not answer"
+    return None
 
 
 def _status(slot: _Slot) -> ModelStatus:

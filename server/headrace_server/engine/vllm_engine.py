@@ -106,7 +106,7 @@ class VllmEngine:
         await llm.reset_mm_cache()
         state = State()
         await init_app_state(GatedEngineClient(llm), state, args, await llm.get_supported_tasks())
-        self._serving = VllmServing(state)
+        self._serving = VllmServing(state, lambda: llm.errored)
         return state
 
     def _info(self, state: "State") -> EngineInfo:

@@ -22,6 +22,8 @@ from headrace_server.errors import (
 
 logger = logging.getLogger(__name__)
 
+STOPPED = "the engine of this model has stopped"
+
 _CONTEXT_LENGTH_WORDS = ("maximum context length", "max_model_len", "longer than the maximum model length")
 _MESSAGE_LIMIT = 500
 
@@ -31,7 +33,7 @@ def translated(error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
     if isinstance(error, EngineDeadError):
-        return EngineDown("the engine of this model has stopped")
+        return EngineDown(STOPPED)
     ours = from_document(create_error_response(error))
     if isinstance(ours, EngineFault):
         logger.error("engine_fault", exc_info=error)

@@ -27,8 +27,8 @@ from vllm.entrypoints.serve.tokenize.protocol import (
 )
 
 from headrace_server.domain import EngineRequest, JsonObject, Operation, Reply, StreamReply, UnaryReply
-from headrace_server.engine.vllm_errors import from_document, translated
-from headrace_server.errors import EngineFault, InvalidRequest, UnsupportedOperation
+from headrace_server.engine.vllm_errors import STOPPED, from_document, translated
+from headrace_server.errors import EngineDown, EngineFault, InvalidRequest, RequestError, UnsupportedOperation
 
 Handler: TypeAlias = Callable[..., Awaitable[Any]]
 
@@ -77,10 +77,14 @@ _ROUTES: dict[Operation, _Route] = {
 
 
 class VllmServing:
-    """Calls the serving objects in `state`, which `init_app_state` has filled."""
+    """Calls the serving objects in `state`, which `init_app_state` has filled.
 
-    def __init__(self, state: State) -> None:
+    `is_dead` says whether the engine behind them has stopped: vLLM's error documents do not tell that apart.
+    """
+
+    def __init__(self, state: State, is_dead: Callable[[], bool]) -> None:
         self._handlers = {operation: _handler(state, route) for operation, route in _ROUTES.items()}
+        self._is_dead = is_dead
 
     def operations(self) -> frozenset[Operation]:
         return frozenset(operation for operation, handler in self._handlers.items() if handler is not None)
@@ -92,10 +96,35 @@ class VllmServing:
             raise UnsupportedOperation(f"model {request.model!r} does not serve {request.operation.value}")
         wire = _wire_request(request)
         try:
-            answer = await handler(wire, None)
+            return self._reply(await handler(wire, None), request.operation)
         except Exception as error:
-            raise translated(error) from error
-        return _reply(answer, anthropic=request.operation is Operation.MESSAGE)
+            raise self._explained(error) from error
+
+    def _reply(self, answer: object, operation: Operation) -> Reply:
+        match answer:
+            case ErrorResponse():
+                raise from_document(answer)
+            case Response():
+                return UnaryReply(bytes(answer.body))
+            case BaseModel():
+                anthropic = operation is Operation.MESSAGE  # whose clients do not expect nulls
+                return UnaryReply(answer.model_dump_json(exclude_none=anthropic, by_alias=True).encode())
+            case AsyncGenerator():
+                return StreamReply(self._events(answer))
+            case _:
+                raise EngineFault("the engine answered in a form that is not understood")
+
+    async def _events(self, frames: AsyncGenerator[Any, None]) -> AsyncGenerator[bytes, None]:
+        async with aclosing(frames):
+            try:
+                async for frame in frames:
+                    yield _encode(frame)
+            except Exception as error:
+                raise self._explained(error) from error
+
+    def _explained(self, error: Exception) -> RequestError:
+        ours = translated(error)
+        return EngineDown(STOPPED) if isinstance(ours, EngineFault) and self._is_dead() else ours
 
 
 def _handler(state: State, route: _Route) -> Handler | None:
@@ -124,29 +153,6 @@ def _invalid(error: ValidationError) -> InvalidRequest:
 
 def _dotted(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location)
-
-
-def _reply(answer: object, *, anthropic: bool) -> Reply:
-    match answer:
-        case ErrorResponse():
-            raise from_document(answer)
-        case Response():
-            return UnaryReply(bytes(answer.body))
-        case BaseModel():
-            return UnaryReply(answer.model_dump_json(exclude_none=anthropic, by_alias=True).encode())
-        case AsyncGenerator():
-            return StreamReply(_events(answer))
-        case _:
-            raise EngineFault("the engine answered in a form that is not understood")
-
-
-async def _events(frames: AsyncGenerator[Any, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(frames):
-        try:
-            async for frame in frames:
-                yield _encode(frame)
-        except Exception as error:
-            raise translated(error) from error
 
 
 def _encode(frame: object) -> bytes:

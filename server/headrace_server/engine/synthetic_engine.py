@@ -1,0 +1,164 @@
+"""An engine without weights that answers every operation in the shapes of the real one.
+
+For tests, load tests and clusters without accelerators. Deterministic: equal payloads and seeds give equal answers,
+made of words from a small vocabulary. Its speed is what its arguments say, its counters are exact, and it fails when
+told to. A request without a token limit ends by itself after 16 tokens; requests for JSON or a tool call get an
+instance of the schema. Reads no files, opens no sockets, starts no tasks.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import repeat
+
+from headrace_server.domain import (
+    GENERATING,
+    POOLING,
+    EngineRequest,
+    EngineStats,
+    JsonObject,
+    Operation,
+    Reply,
+    StreamReply,
+    UnaryReply,
+)
+from headrace_server.engine.base import EngineInfo, EngineSpec
+from headrace_server.engine.synthetic_chat import ChatDialect
+from headrace_server.engine.synthetic_completion import CompletionDialect
+from headrace_server.engine.synthetic_dialect import Dialect, Envelope, encode, step_frames
+from headrace_server.engine.synthetic_generation import Generation, Pace, Sleep, Totals
+from headrace_server.engine.synthetic_messages import MessageDialect
+from headrace_server.engine.synthetic_options import options_of
+from headrace_server.engine.synthetic_payloads import Message, read
+from headrace_server.engine.synthetic_plan import Plan, bounded_tokens, plan_of
+from headrace_server.engine.synthetic_pooling import pooled, pooling_task
+from headrace_server.engine.synthetic_responses import ResponseDialect
+from headrace_server.engine.synthetic_slots import Slots
+from headrace_server.engine.synthetic_task import rendered, task_of
+from headrace_server.engine.synthetic_vocabulary import join, token_id
+from headrace_server.errors import EngineDown, InvalidRequest
+
+_DIALECTS: dict[Operation, Callable[[Plan, Envelope], Dialect]] = {
+    Operation.CHAT: ChatDialect,
+    Operation.COMPLETION: CompletionDialect,
+    Operation.RESPONSE: ResponseDialect,
+    Operation.MESSAGE: MessageDialect,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenizePayload:
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    return_token_strs: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _DetokenizePayload:
+    tokens: tuple[int, ...]
+
+
+class SyntheticEngine:
+    """See `engine.base.Engine` for the contract and `SyntheticOptions` for the arguments.
+
+    `sleep` makes all delays, in seconds, and gives way to other tasks when asked for 0; `now` is the wall clock that
+    stamps replies.
+    """
+
+    def __init__(self, spec: EngineSpec, *, sleep: Sleep = asyncio.sleep, now: Callable[[], float] = time.time) -> None:
+        self._options = options_of(spec)
+        self._sleep = sleep
+        self._now = now
+        self._pace = Pace(self._options.ttft_seconds, self._options.itl_seconds, self._options.fail_after_tokens, sleep)
+        self._slots = Slots(self._options.max_num_seqs)
+        self._totals = Totals()
+        self._is_serving = False
+
+    async def start(self) -> EngineInfo:
+        """See `Engine.start`; takes `load_seconds`."""
+        await self._sleep(self._options.load_seconds)
+        self._is_serving = True
+        return EngineInfo(frozenset(Operation), self._options.max_model_len)
+
+    async def submit(self, request: EngineRequest) -> Reply:
+        """See `Engine.submit`. A stream waits for its slot when its first item is asked for."""
+        await self.check()
+        if request.operation in GENERATING:
+            return await self._generate(request)
+        if request.operation in POOLING:
+            return await self._pool(request)
+        return UnaryReply(encode(self._token_work(request)))
+
+    async def _generate(self, request: EngineRequest) -> Reply:
+        plan = self._plan(request)
+        dialect = _DIALECTS[request.operation](plan, self._envelope(request))
+        if request.stream:
+            return StreamReply(self._generation(plan, step_frames(dialect, plan)))
+        async for _ in self._generation(plan, repeat(b"")):
+            pass
+        return UnaryReply(dialect.document())
+
+    def _plan(self, request: EngineRequest) -> Plan:
+        options = self._options
+        return plan_of(task_of(request), engine_seed=options.seed, max_model_len=options.max_model_len)
+
+    def _generation(self, plan: Plan, frames: Iterator[bytes]) -> Generation:
+        return Generation(plan, frames, slots=self._slots, pace=self._pace, totals=self._totals)
+
+    def _envelope(self, request: EngineRequest) -> Envelope:
+        return Envelope(request.request_id, request.model, int(self._now()), request.payload)
+
+    async def _pool(self, request: EngineRequest) -> Reply:
+        task = pooling_task(request, self._options.max_model_len)
+        async with self._slots.place():
+            await self._pace.before_step(0)
+            body = await pooled(task, self._envelope(request), self._give_way)
+            self._totals.num_prompt_tokens += task.num_prompt_tokens
+        return UnaryReply(body)
+
+    async def _give_way(self) -> None:
+        await self._sleep(0)
+
+    def _token_work(self, request: EngineRequest) -> dict[str, object]:
+        match request.operation:
+            case Operation.COUNT_TOKENS:
+                prompt = task_of(request).prompts[0]
+                return {"input_tokens": len(bounded_tokens(prompt, self._options.max_model_len))}
+            case Operation.TOKENIZE:
+                return self._tokenized(request.payload)
+            case _:
+                return {"prompt": join(read(request.payload, _DetokenizePayload).tokens)}
+
+    def _tokenized(self, payload: JsonObject) -> dict[str, object]:
+        asked = read(payload, _TokenizePayload)
+        prompt = rendered(asked.messages) if asked.messages is not None else asked.prompt
+        if prompt is None:
+            raise InvalidRequest("send either prompt or messages", param="prompt")
+        pieces = bounded_tokens(prompt, self._options.max_model_len)
+        return {
+            "count": len(pieces),
+            "max_model_len": self._options.max_model_len,
+            "tokens": [token_id(piece) for piece in pieces],
+            "token_strs": pieces if asked.return_token_strs else None,
+        }
+
+    def stats(self) -> EngineStats:
+        """See `Engine.stats`; the counters are exact."""
+        return EngineStats(
+            num_requests_running=self._slots.num_running,
+            num_requests_waiting=self._slots.num_waiting,
+            kv_cache_usage=self._slots.num_running / self._options.max_num_seqs,
+            prompt_tokens_total=self._totals.num_prompt_tokens,
+            generation_tokens_total=self._totals.num_generation_tokens,
+        )
+
+    async def check(self) -> None:
+        """See `Engine.check`."""
+        if not self._is_serving:
+            raise EngineDown("the engine of this model is not running")
+
+    async def close(self) -> None:
+        """See `Engine.close`; requests that run or wait end in `EngineDown`."""
+        self._is_serving = False
+        self._slots.close()

@@ -1,0 +1,146 @@
+"""Applications on fake engines, and a real uvicorn in the test's own loop.
+
+`in_process` is for JSON only: its transport buffers whole bodies. Streams, time to first byte and clients that leave
+need `serve_app`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from socket import socket
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from headrace_server.app import HttpOptions, create_app
+from headrace_server.domain import ModelId
+from headrace_server.engine.base import EngineSpec
+from headrace_server.engine.pool import CatalogEntry, EnginePool
+from headrace_server.observability.metrics import Metrics
+from headrace_server.runtime import Runtime
+from headrace_server.serving.inference import Inference
+from headrace_server.serving.policy import ModelPolicy
+from headrace_server.tenancy.keys import Authenticator, OpenDoor
+from tests.fakes.engine import FakeEngine
+
+MODEL = ModelId("fake-model")
+ALIAS = ModelId("fake")
+CHAT_BODY: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
+STREAM_BODY: dict[str, object] = {**CHAT_BODY, "stream": True}
+
+
+def catalog_entry(model: str = MODEL, *, aliases: tuple[str, ...] = ()) -> CatalogEntry:
+    """A model that needs no preparation."""
+    spec = EngineSpec(ModelId(model), "fake", aliases=tuple(map(ModelId, aliases)))
+
+    async def prepare() -> EngineSpec:
+        return spec
+
+    return CatalogEntry(spec.model, spec.aliases, "fake:", prepare)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """An application on one fake engine (`MODEL`, alias `ALIAS`), and the parts that tests look at."""
+
+    app: FastAPI
+    runtime: Runtime
+
+    @property
+    def num_leases(self) -> int:
+        """Leases that are held now."""
+        return self.runtime.pool.status(MODEL).num_leases
+
+
+def build_stage(
+    engine: FakeEngine,
+    *,
+    authenticator: Authenticator | None = None,
+    policy: ModelPolicy | None = None,
+    options: HttpOptions | None = None,
+    hold_seconds: float = 60.0,
+    load: bool = True,
+) -> Stage:
+    """An application on `engine`; with `load` false the test itself calls `runtime.pool.load_all`."""
+    pool = EnginePool([catalog_entry(aliases=(ALIAS,))], build=lambda _spec: engine)
+    metrics = Metrics()
+    metrics.watch(pool.stats, pool.statuses)
+    inference = Inference(pool, {MODEL: policy or ModelPolicy()})
+    runtime = Runtime(pool, inference, authenticator or OpenDoor(), metrics, hold_seconds)
+
+    @asynccontextmanager
+    async def open_runtime() -> AsyncIterator[Runtime]:
+        try:
+            if load:
+                await pool.load_all()
+            yield runtime
+        finally:
+            await pool.close()
+
+    return Stage(create_app(open_runtime, options), runtime)
+
+
+@asynccontextmanager
+async def in_process(stage: Stage) -> AsyncIterator[httpx.AsyncClient]:
+    """A client for JSON answers, without sockets; opens and closes the runtime as a server would."""
+    async with (
+        stage.app.router.lifespan_context(stage.app) as state,
+        plain_client(_with_state(stage.app, dict(state or {}))) as client,
+    ):
+        yield client
+
+
+def plain_client(app: ASGIApp) -> httpx.AsyncClient:
+    """A client for JSON answers of an application that needs no lifespan."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://headrace.test")
+
+
+def _with_state(app: ASGIApp, state: dict[str, object]) -> ASGIApp:
+    async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "state": dict(state)}, receive, send)
+
+    return with_state
+
+
+@asynccontextmanager
+async def serve_app(app: ASGIApp) -> AsyncIterator[str]:
+    """Run an application in uvicorn on a free port of this machine, and yield its base URL."""
+    server = _Server(uvicorn.Config(app, host="127.0.0.1", port=0, http="httptools", lifespan="on", log_config=None))
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(server.serve())
+        await asyncio.wait({running, tasks.create_task(server.has_started.wait())}, return_when="FIRST_COMPLETED")
+        try:
+            host, port = server.servers[0].sockets[0].getsockname()[:2]
+            yield f"http://{host}:{port}"
+        finally:
+            server.may_stop.set()
+
+
+@asynccontextmanager
+async def served(stage: Stage) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a stage that runs in a real server. Leases are final once the context has been left."""
+    async with serve_app(stage.app) as base_url, httpx.AsyncClient(base_url=base_url, trust_env=False) as client:
+        yield client
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signal handlers, told by events instead of asked ten times a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.has_started = asyncio.Event()
+        self.may_stop = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.has_started.set()
+
+    async def main_loop(self) -> None:
+        await self.may_stop.wait()

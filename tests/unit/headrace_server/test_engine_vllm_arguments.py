@@ -1,0 +1,71 @@
+"""The command line that vLLM is started with."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from headrace_server.domain import ModelId
+from headrace_server.engine.base import EngineSpec
+from headrace_server.engine.vllm_arguments import CPU_DEFAULTS, command_line
+from headrace_server.errors import UsageError
+
+BARE = ["--model", "/models/m", "--served-model-name", "m", "--no-use-tqdm-on-load"]
+
+
+def spec(*aliases: str, **arguments: object) -> EngineSpec:
+    return EngineSpec(ModelId("m"), "vllm", Path("/models/m"), None, arguments, tuple(map(ModelId, aliases)))
+
+
+def test_without_arguments_there_is_the_model_and_its_name() -> None:
+    assert command_line(spec(), cpu=False) == BARE
+
+
+def test_aliases_are_further_served_names() -> None:
+    line = command_line(spec("x", "y"), cpu=False)
+    at = line.index("--served-model-name")
+    assert line[at + 1 : at + 4] == ["m", "x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "expected"),
+    [
+        ("max_model_len", 2048, ["--max-model-len", "2048"]),
+        ("gpu_memory_utilization", 0.5, ["--gpu-memory-utilization", "0.5"]),
+        ("enforce_eager", True, ["--enforce-eager"]),
+        ("enforce_eager", False, ["--no-enforce-eager"]),
+        ("tensor_parallel_size", 1, ["--tensor-parallel-size", "1"]),
+        ("seed", 0, ["--seed", "0"]),
+        ("chat_template", Path("/t.jinja"), ["--chat-template", "/t.jinja"]),
+        ("dtype", None, []),
+    ],
+)
+def test_an_argument_becomes_a_flag(argument: str, value: object, expected: list[str]) -> None:
+    assert command_line(spec(**{argument: value}), cpu=False) == [*BARE, *expected]
+
+
+def test_flags_come_in_a_fixed_order() -> None:
+    assert command_line(spec(seed=1, dtype="auto"), cpu=False) == command_line(spec(dtype="auto", seed=1), cpu=False)
+
+
+def test_a_parser_for_tool_calls_turns_automatic_calls_on() -> None:
+    line = command_line(spec(tool_call_parser="hermes"), cpu=False)
+    assert "--enable-auto-tool-choice" in line
+    assert line[-2:] == ["--tool-call-parser", "hermes"]
+    assert "--enable-auto-tool-choice" not in command_line(spec(tool_call_parser=None), cpu=False)
+
+
+def test_on_a_cpu_the_defaults_differ_and_what_is_set_wins() -> None:
+    line = command_line(spec(), cpu=True)
+    assert line == [*BARE, "--enforce-eager", "--kv-cache-memory-bytes", str(CPU_DEFAULTS["kv_cache_memory_bytes"])]
+    line = command_line(spec(enforce_eager=False, kv_cache_memory_bytes=5), cpu=True)
+    assert line == [*BARE, "--no-enforce-eager", "--kv-cache-memory-bytes", "5"]
+
+
+def test_a_spec_without_a_directory_is_refused_by_the_models_name() -> None:
+    with pytest.raises(UsageError, match="'m'"):
+        command_line(EngineSpec(ModelId("m"), "vllm"), cpu=True)
+
+
+def test_the_command_line_is_made_without_vllm() -> None:
+    assert "vllm" not in vars(sys.modules[command_line.__module__])

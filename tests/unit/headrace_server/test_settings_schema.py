@@ -1,0 +1,127 @@
+"""What the configuration allows, beyond types."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from headrace_server.settings.schema import AuthMode, AuthSettings, Settings, is_loopback
+
+
+def settings(**sections: Any) -> Settings:
+    return Settings.model_validate(sections)
+
+
+def model(name: str, **fields: Any) -> dict[str, Any]:
+    return {"id": name, "engine": "synthetic", **fields}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_loopback_needs_no_keys(host: str) -> None:
+    assert is_loopback(host)
+    assert settings(server={"host": host}).auth.effective_mode is AuthMode.NONE
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "", "localhost.example.org", "128.0.0.1"])
+def test_a_bind_beyond_loopback_is_refused_unless_somebody_decided_about_keys(host: str) -> None:
+    with pytest.raises(ValidationError, match=r"auth\.mode: none"):
+        settings(server={"host": host})
+    assert settings(server={"host": host}, auth={"mode": "none"}).auth.effective_mode is AuthMode.NONE
+    assert settings(server={"host": host}, auth={"keys_file": "/k"}).auth.effective_mode is AuthMode.KEYS
+
+
+def test_mode_keys_needs_a_file_and_mode_none_wins_over_one() -> None:
+    with pytest.raises(ValidationError, match="keys_file"):
+        AuthSettings(mode=AuthMode.KEYS)
+    assert AuthSettings(mode=AuthMode.NONE, keys_file=Path("/k")).effective_mode is AuthMode.NONE
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        [model("a"), model("a")],
+        [model("a", aliases=["a"])],
+        [model("a", aliases=["x", "x"])],
+        [model("a", aliases=["b"]), model("b")],
+        [model("a", aliases=["x"]), model("b", aliases=["x"])],
+    ],
+)
+def test_a_model_name_is_used_once_only(models: list[dict[str, Any]]) -> None:
+    with pytest.raises(ValidationError, match="is used twice"):
+        settings(models=models)
+
+
+def test_different_names_may_differ_in_case_only() -> None:
+    assert len(settings(models=[model("a", aliases=["A"]), model("b")]).models) == 2
+
+
+@pytest.mark.parametrize("name", ["", " ", "-a", ".a", "a b", "a\n", "é", "a" * 201, "a'b", '"'])
+def test_a_model_name_is_plain(name: str) -> None:
+    with pytest.raises(ValidationError):
+        settings(models=[model(name)])
+    with pytest.raises(ValidationError):
+        settings(models=[model("fine", aliases=[name])])
+
+
+@pytest.mark.parametrize("name", ["a", "org/Model-7B.Q4:tag@rev_1", "9", "a" * 200])
+def test_the_names_that_registries_use_are_allowed(name: str) -> None:
+    assert settings(models=[model(name)]).models[0].id == name
+
+
+def test_each_engine_needs_what_it_runs_on() -> None:
+    with pytest.raises(ValidationError, match="'a' needs a source"):
+        settings(models=[{"id": "a"}])
+    with pytest.raises(ValidationError, match=r"'a' needs upstream\.url"):
+        settings(models=[{"id": "a", "engine": "upstream"}])
+    settings(
+        models=[{"id": "a", "source": "/m"}, model("b"), {"id": "c", "engine": "upstream", "upstream": {"url": "u"}}]
+    )
+
+
+def test_certificate_and_key_go_together() -> None:
+    with pytest.raises(ValidationError, match="go together"):
+        settings(server={"tls": {"cert_file": "/c"}})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("server", "port", -1),
+        ("server", "port", 65536),
+        ("server", "max_body_bytes", 0),
+        ("server", "body_timeout_seconds", 0),
+        ("server", "header_hold_seconds", -1),
+        ("telemetry", "log_level", "loud"),
+        ("telemetry", "log_format", "xml"),
+    ],
+)
+def test_values_out_of_range_are_refused(section: str, key: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=key):
+        settings(**{section: {key: value}})
+
+
+def test_secrets_are_masked_wherever_settings_are_shown() -> None:
+    upstream = {"url": "http://h", "api_key": "s3cret"}
+    shown = settings(models=[{"id": "a", "engine": "upstream", "upstream": upstream}])
+    assert "s3cret" not in json.dumps(shown.model_dump(mode="json"))
+    assert "s3cret" not in repr(shown)
+    key = shown.models[0].upstream.api_key
+    assert key is not None
+    assert key.get_secret_value() == "s3cret"
+
+
+def sections(section: type[BaseModel] = Settings) -> set[type[BaseModel]]:
+    found = {section}
+    for field in section.model_fields.values():
+        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                found |= sections(part)
+    return found
+
+
+@pytest.mark.parametrize("section", sorted(sections(), key=str))
+def test_every_section_refuses_unknown_keys_and_never_changes(section: type[BaseModel]) -> None:
+    assert section.model_config.get("extra") == "forbid"
+    assert section.model_config.get("frozen") is True
