@@ -68,8 +68,8 @@ class ModelState(Enum):
 class ModelStatus:
     """One model as `/v1/models`, `/readyz` and `headrace ls` show it.
 
-    `detail` is one line for people (why it failed, what it waits for) or empty. `max_model_len` is in tokens,
-    `created` in seconds since the epoch.
+    `detail` is one line for people (why it failed, what it waits for) or empty. `operations` is empty until the engine
+    has said what it can. `max_model_len` is in tokens, `created` in seconds since the epoch.
     """
 
     id: ModelId
@@ -78,6 +78,7 @@ class ModelStatus:
     created: int
     aliases: tuple[ModelId, ...] = ()
     detail: str = ""
+    operations: frozenset[Operation] = frozenset()
     max_model_len: int | None = None
     num_leases: int = 0
 

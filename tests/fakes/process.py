@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,12 +30,11 @@ def running_server(config: Path, log: Path, *, killed: bool = False) -> Iterator
 
     `killed`: the test does such things to it that nothing is expected of its end; it is killed.
     """
-    command = [sys.executable, "-m", "headrace_server", "serve", "--config", str(config), "--port", "0"]
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-    with process:
+    # A folder of its own, with a short name: sockets lie in it, and their paths are bounded.
+    with (
+        tempfile.TemporaryDirectory(prefix="hr-", ignore_cleanup_errors=True) as scratch,
+        _spawn(config, log, scratch) as process,
+    ):
         try:
             yield ServerProcess(_await_ready(process, log), process.pid)
             if killed:
@@ -43,8 +43,22 @@ def running_server(config: Path, log: Path, *, killed: bool = False) -> Iterator
                 process.send_signal(signal.SIGINT)
             assert process.wait(STOP_SECONDS) == 0, f"the server did not end well:\n{_tail(log)}"
             assert not group_members(process.pid), "the server left processes behind"
+            assert not list(Path(scratch).iterdir()), "the server left files behind"
         finally:
             _kill_group(process.pid)
+
+
+def _spawn(config: Path, log: Path, scratch: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "headrace_server", "serve", "--config", str(config), "--port", "0"]
+    with log.open("wb") as stderr:
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": scratch},
+        )
 
 
 def _await_ready(process: "subprocess.Popen[bytes]", log: Path) -> str:

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from headrace_server.api.metrics import metrics_app
 from headrace_server.api.middleware import HttpLimits
 from headrace_server.app import HttpOptions, create_app
 from headrace_server.catalog import model_settings_of
-from headrace_server.domain import ModelState, ModelStatus
+from headrace_server.domain import ModelState, ModelStatus, Operation
 from headrace_server.errors import UsageError
 from headrace_server.observability.logging import configure_logging
 from headrace_server.observability.metrics import Metrics
@@ -126,7 +126,7 @@ class ServerProcess:
             self._exit_code = 1
             self._server.should_exit = True
             return
-        typer.echo(ready_line(self._base_url(), ready[0], time.monotonic() - self._began))
+        typer.echo(ready_line(self._base_url(), ready, time.monotonic() - self._began))
         sys.stdout.flush()
 
     def _base_url(self) -> str:
@@ -172,10 +172,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-def ready_line(base_url: str, status: ModelStatus, seconds: float) -> str:
-    """The one line that says where the server is and how to try it."""
-    body = f'{{"model": "{status.id}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+def ready_line(base_url: str, ready: Sequence[ModelStatus], seconds: float) -> str:
+    """The one line that says where the server is and how to try it: a chat where a model chats, else an embedding."""
+    model = next((status for status in ready if Operation.CHAT in status.operations), ready[0])
+    operation, body = Operation.EMBEDDING, f'{{"model": "{model.id}", "input": "water"}}'
+    if Operation.CHAT in model.operations:
+        message = '{"role": "user", "content": "What is the capital of France?"}'
+        operation, body = Operation.CHAT, f'{{"model": "{model.id}", "messages": [{message}]}}'
+    names = ", ".join(status.id for status in ready)
     return (
-        f"Headrace is ready at {base_url}/v1 with {status.id} after {seconds:.1f} s; try: "
-        f"curl -s {base_url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+        f"Headrace is ready at {base_url}/v1 with {names} after {seconds:.1f} s; try: "
+        f"curl -s {base_url}{operation.value} -H 'content-type: application/json' -d '{body}'"
     )

@@ -227,6 +227,7 @@ def _status(slot: _Slot) -> ModelStatus:
         created=slot.created,
         aliases=slot.entry.aliases,
         detail=slot.detail,
+        operations=slot.info.operations if slot.info else frozenset(),
         max_model_len=slot.info.max_model_len if slot.info else None,
         num_leases=slot.num_leases,
     )

@@ -68,6 +68,7 @@ class VllmEngine:
 
     def _build(self) -> Namespace:
         """Import vLLM and start its processes. Runs in a thread, imports all that the loop will need."""
+        _use_scratch(self._spec.scratch)
         import vllm.entrypoints.launchers.api_server.app_state  # noqa: F401
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -86,7 +87,6 @@ class VllmEngine:
         engine_args.disable_log_stats = True
         if self._closing:
             raise EngineFault("closed while it was starting")
-        _use_scratch(self._spec.scratch)
         self._counters = StepCounters()
         self._llm = AsyncLLM.from_engine_args(
             engine_args,
@@ -151,15 +151,16 @@ class VllmEngine:
 
 
 def _use_scratch(folder: Path | None) -> None:
-    """vLLM leaves sockets and a rendezvous file in the temporary folder; give it one that somebody removes.
-
-    vLLM remembers its variables once a first engine has started, so the folder is one for the process.
+    """vLLM and torch leave sockets, a rendezvous file and an empty cache in the temporary folder; give them one that
+    somebody removes. Before their import, and one for the process, because they remember it.
     """
+    if folder is None:
+        return
+    os.environ["VLLM_RPC_BASE_PATH"] = os.environ["TMPDIR"] = str(folder)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
     from vllm import envs
 
-    if folder is not None:
-        os.environ["VLLM_RPC_BASE_PATH"] = os.environ["TMPDIR"] = str(folder)
-        Path(envs.VLLM_RPC_BASE_PATH).mkdir(parents=True, exist_ok=True)
+    Path(envs.VLLM_RPC_BASE_PATH).mkdir(parents=True, exist_ok=True)
 
 
 def _first_line(error: BaseException) -> str:

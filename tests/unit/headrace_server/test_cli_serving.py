@@ -1,0 +1,36 @@
+"""What `headrace serve` tells the terminal."""
+
+import json
+import re
+import shlex
+
+from headrace_server.cli.serving import ready_line
+from headrace_server.domain import GENERATING, POOLING, ModelId, ModelState, ModelStatus, Operation
+
+
+def ready(name: str, operations: frozenset[Operation]) -> ModelStatus:
+    return ModelStatus(ModelId(name), ModelState.READY, source="", created=0, operations=operations)
+
+
+def tried(line: str) -> tuple[str, dict[str, object]]:
+    """Address and body of the request that the line says to try, read as a shell would."""
+    command = shlex.split(line.partition("try: ")[2])
+    assert command[:2] == ["curl", "-s"]
+    return command[2], json.loads(command[-1])
+
+
+def test_the_ready_line_chats_with_a_model_that_chats_wherever_it_stands() -> None:
+    line = ready_line("http://127.0.0.1:1", [ready("vectors", POOLING), ready("talker", GENERATING)], 1.0)
+    address, body = tried(line)
+
+    assert address == "http://127.0.0.1:1/v1/chat/completions"
+    assert body["model"] == "talker"
+    assert re.search(r"with vectors, talker after 1\.0 s", line)
+    assert "\n" not in line
+
+
+def test_the_ready_line_embeds_where_nothing_chats() -> None:
+    address, body = tried(ready_line("http://127.0.0.1:1", [ready("vectors", POOLING)], 1.0))
+
+    assert address == "http://127.0.0.1:1/v1/embeddings"
+    assert body == {"model": "vectors", "input": "water"}
