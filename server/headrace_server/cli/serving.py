@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from headrace_server.observability.logging import configure_logging
 from headrace_server.observability.metrics import Metrics
 from headrace_server.runtime import Plan, Progress, Runtime, open_runtime, plan_runtime
 from headrace_server.settings.loading import load_settings
-from headrace_server.settings.schema import LogFormat, Settings, TelemetrySettings, is_loopback
+from headrace_server.settings.schema import LogFormat, Settings, TelemetrySettings, TlsSettings, is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def run_server(config: Path | None, references: list[str], flags: Mapping[str, o
     settings = load_settings(config=config, flags={**models, **flags})
     setup_logging(settings.telemetry)
     plan = plan_runtime(settings)
+    check_tls(settings.server.tls)
     with bind(settings.server.host, settings.server.port) as listener:
         return asyncio.run(ServerProcess(settings, plan, listener).run())
 
@@ -54,6 +56,18 @@ def setup_logging(telemetry: TelemetrySettings) -> None:
     """Log as the settings say."""
     json_lines = {LogFormat.JSON: True, LogFormat.TEXT: False}.get(telemetry.log_format)
     configure_logging(level=telemetry.log_level, json_lines=json_lines)
+
+
+def check_tls(tls: TlsSettings) -> None:
+    """Raise UsageError where the certificate and its key cannot be used."""
+    if tls.cert_file is None or tls.key_file is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.cert_file, tls.key_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise UsageError(
+            f"server.tls: {tls.cert_file} and {tls.key_file} cannot be used: {error.strerror or error}"
+        ) from error
 
 
 def bind(host: str, port: int) -> socket.socket:
