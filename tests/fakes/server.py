@@ -5,10 +5,9 @@ need `serve_app`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from socket import socket
 
 import httpx
 import uvicorn
@@ -25,6 +24,7 @@ from headrace_server.serving.inference import Inference
 from headrace_server.serving.policy import ModelPolicy
 from headrace_server.tenancy.keys import Authenticator, OpenDoor
 from tests.fakes.engine import FakeEngine
+from tests.fakes.uvicorn_server import EventServer
 
 MODEL = ModelId("fake-model")
 ALIAS = ModelId("fake")
@@ -108,7 +108,9 @@ def _with_state(app: ASGIApp, state: dict[str, object]) -> ASGIApp:
 @asynccontextmanager
 async def serve_app(app: ASGIApp) -> AsyncIterator[str]:
     """Run an application in uvicorn on a free port of this machine, and yield its base URL."""
-    server = _Server(uvicorn.Config(app, host="127.0.0.1", port=0, http="httptools", lifespan="on", log_config=None))
+    server = EventServer(
+        uvicorn.Config(app, host="127.0.0.1", port=0, http="httptools", lifespan="on", log_config=None)
+    )
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(server.serve())
         await asyncio.wait({running, tasks.create_task(server.has_started.wait())}, return_when="FIRST_COMPLETED")
@@ -124,23 +126,3 @@ async def served(stage: Stage) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a stage that runs in a real server. Leases are final once the context has been left."""
     async with serve_app(stage.app) as base_url, httpx.AsyncClient(base_url=base_url, trust_env=False) as client:
         yield client
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without signal handlers, told by events instead of asked ten times a second."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.has_started = asyncio.Event()
-        self.may_stop = asyncio.Event()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.has_started.set()
-
-    async def main_loop(self) -> None:
-        await self.may_stop.wait()

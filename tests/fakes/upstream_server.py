@@ -1,16 +1,17 @@
 """A stand-in for an upstream server: a handler written by the test, behind a real uvicorn in the test's own loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from socket import socket
 from typing import Any, TypeAlias
 
 import msgspec
 import uvicorn
 from starlette.types import Receive, Scope, Send
+
+from tests.fakes.uvicorn_server import EventServer
 
 _JSON = {"content-type": "application/json"}
 _EVENTS = {"content-type": "text/event-stream; charset=utf-8"}
@@ -103,7 +104,7 @@ async def serving(upstream: FakeUpstream, *, socket_path: Path | None = None, po
         log_config=None,
         ws="none",
     )
-    server = _Server(config)
+    server = EventServer(config)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve())
         await server.has_started.wait()
@@ -116,23 +117,3 @@ async def serving(upstream: FakeUpstream, *, socket_path: Path | None = None, po
 def _url(server: uvicorn.Server) -> str:
     host, port = server.servers[0].sockets[0].getsockname()[:2]
     return f"http://{host}:{port}"
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without signal handlers, told by events instead of asked ten times a second."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.has_started = asyncio.Event()
-        self.may_stop = asyncio.Event()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.has_started.set()
-
-    async def main_loop(self) -> None:
-        await self.may_stop.wait()
