@@ -39,6 +39,10 @@ _ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "HF_HUB_OFFLINE": "1",  # engines load from a directory; whatever is missing there is an error, not a download
     "TOKENIZERS_PARALLELISM": "false",
+    # What would only tell an operator of things that nobody here can change.
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
 }
 
 
