@@ -1,7 +1,7 @@
 """The words that every layer shares: ids, operations, callers, requests and replies.
 
-Owns only frozen values; it never does I/O and imports nothing of the project. Wire formats are converted to
-these types once, at the edge (`api`), and engines speak nothing else. The payload of an `EngineRequest` is the
+Owns only frozen values and protocols; it never does I/O. Wire formats are converted to these types once, at the edge
+(`api`), and engines speak nothing else. The payload of an `EngineRequest` is the
 one exception to "no dicts across modules": it is the client's JSON object after validation, because upstream
 servers and vLLM's own serving classes take exactly that.
 """
@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import NewType, Protocol, TypeAlias
+
+from headrace_server.generation import Generation
 
 ModelId = NewType("ModelId", str)
 RequestId = NewType("RequestId", str)
@@ -35,7 +37,6 @@ class Operation(StrEnum):
 
 GENERATING = frozenset({Operation.CHAT, Operation.COMPLETION, Operation.RESPONSE, Operation.MESSAGE})
 POOLING = frozenset({Operation.EMBEDDING, Operation.RERANK, Operation.SCORE})
-TEXT = frozenset({Operation.TOKENIZE, Operation.DETOKENIZE})
 
 
 class Scope(StrEnum):
@@ -129,6 +130,33 @@ class StreamReply:
 
 
 Reply: TypeAlias = UnaryReply | StreamReply
+"""What a client gets."""
+
+EngineReply: TypeAlias = Generation | Reply
+"""What an engine answers: text that `serving` writes down, or a reply that is written already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request asks of its engine, known once it has been tokenised.
+
+    `num_prompt_tokens` is over all prompts, None where the engine does not tokenise itself; `max_output_tokens` over
+    all choices, None where neither the request nor the engine sets a bound.
+    """
+
+    num_prompt_tokens: int | None
+    max_output_tokens: int | None = None
+
+
+class Seat(Protocol):
+    """A request's claim to be served. The engine takes it after tokenising and before any other work."""
+
+    async def take(self, demand: Demand) -> None:
+        """Return once the request is admitted. One HTTP request is admitted once: further calls return at once.
+
+        Raises:
+            Contended, Unavailable, DeadlineExpired: it is not admitted.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from headrace_server.engine.base import Engine, EngineSpec
 from headrace_server.engine.pool import CatalogEntry, EnginePool
 from headrace_server.engine.registry import build_engine
 from headrace_server.observability.metrics import Metrics
+from headrace_server.serving.admission import OpenAdmission
 from headrace_server.serving.inference import Inference
 from headrace_server.serving.policy import ModelPolicy
 from headrace_server.settings.schema import AuthMode, AuthSettings, Settings
@@ -75,7 +76,7 @@ async def open_runtime(plan: Plan, metrics: Metrics, progress: Progress) -> Asyn
     with TemporaryDirectory(prefix="headrace-", ignore_cleanup_errors=True) as scratch:
         pool = EnginePool(plan.catalog, build=partial(_build, Path(scratch)), on_change=progress.on_change)
         metrics.watch(pool.stats, pool.statuses)
-        inference = Inference(pool, plan.policies)
+        inference = Inference(pool, plan.policies, OpenAdmission())
         runtime = Runtime(pool, inference, plan.authenticator, metrics, plan.header_hold_seconds)
         try:
             async with asyncio.TaskGroup() as tasks:

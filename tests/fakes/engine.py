@@ -9,9 +9,19 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TypeAlias
 
-from headrace_server.domain import EngineRequest, EngineStats, Operation, Reply, StreamReply, UnaryReply
+from headrace_server.domain import (
+    Demand,
+    EngineReply,
+    EngineRequest,
+    EngineStats,
+    Operation,
+    Seat,
+    StreamReply,
+    UnaryReply,
+)
 from headrace_server.engine.base import EngineInfo
 from headrace_server.errors import EngineDown
+from headrace_server.generation import Generation
 
 DONE = b"data: [DONE]\n\n"
 
@@ -118,7 +128,7 @@ def unary(**document: object) -> UnaryReply:
     return UnaryReply(json.dumps(document).encode())
 
 
-Answer: TypeAlias = UnaryReply | FakeStream | Hold | Exception
+Answer: TypeAlias = UnaryReply | FakeStream | Generation | Hold | Exception
 
 
 class FakeEngine:
@@ -173,8 +183,9 @@ class FakeEngine:
             raise self.start_error
         return self._info
 
-    async def submit(self, request: EngineRequest) -> Reply:
+    async def submit(self, request: EngineRequest, seat: Seat) -> EngineReply:
         self.requests.append(request)
+        await seat.take(Demand(1, 1))
         match self._answer(request):
             case Exception() as error:
                 raise error
@@ -183,7 +194,7 @@ class FakeEngine:
                 return StreamReply(stream)
             case Hold() as hold:
                 return await hold.wait()
-            case UnaryReply() as reply:
+            case UnaryReply() | Generation() as reply:
                 return reply
 
     def stats(self) -> EngineStats:

@@ -8,6 +8,7 @@ import msgspec
 
 from headrace_server.domain import (
     Caller,
+    Demand,
     EngineRequest,
     ModelId,
     Operation,
@@ -17,6 +18,7 @@ from headrace_server.domain import (
     UnaryReply,
 )
 from headrace_server.engine.base import Engine
+from headrace_server.serving.answer import written
 
 MODEL = ModelId("mill")
 
@@ -40,16 +42,28 @@ def engine_request(operation: Operation, payload: Mapping[str, object], *, strea
     )
 
 
+class OpenSeat:
+    """A seat that is free at once, and remembers what was asked for it."""
+
+    def __init__(self) -> None:
+        self.demands: list[Demand] = []
+
+    async def take(self, demand: Demand) -> None:
+        self.demands.append(demand)
+
+
 async def document(engine: Engine, operation: Operation, **payload: object) -> Any:
-    """The decoded unary reply."""
-    reply = await engine.submit(engine_request(operation, payload))
+    """The decoded unary reply, as `serving` writes it."""
+    request = engine_request(operation, payload)
+    reply = await written(request, await engine.submit(request, OpenSeat()))
     assert isinstance(reply, UnaryReply)
     return msgspec.json.decode(reply.body)
 
 
 async def opened(engine: Engine, operation: Operation, **payload: object) -> StreamReply:
     """A stream of which nothing has been read."""
-    reply = await engine.submit(engine_request(operation, payload, stream=True))
+    request = engine_request(operation, payload, stream=True)
+    reply = await written(request, await engine.submit(request, OpenSeat()))
     assert isinstance(reply, StreamReply)
     return reply
 

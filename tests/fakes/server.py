@@ -20,6 +20,7 @@ from headrace_server.engine.base import EngineSpec
 from headrace_server.engine.pool import CatalogEntry, EnginePool
 from headrace_server.observability.metrics import Metrics
 from headrace_server.runtime import Runtime
+from headrace_server.serving.admission import OpenAdmission
 from headrace_server.serving.inference import Inference
 from headrace_server.serving.policy import ModelPolicy
 from headrace_server.tenancy.keys import Authenticator, OpenDoor
@@ -68,7 +69,7 @@ def build_stage(
     pool = EnginePool([catalog_entry(aliases=(ALIAS,))], build=lambda _spec: engine)
     metrics = Metrics()
     metrics.watch(pool.stats, pool.statuses)
-    inference = Inference(pool, {MODEL: policy or ModelPolicy()})
+    inference = Inference(pool, {MODEL: policy or ModelPolicy()}, OpenAdmission())
     runtime = Runtime(pool, inference, authenticator or OpenDoor(), metrics, hold_seconds)
 
     @asynccontextmanager

@@ -33,4 +33,3 @@ def caller_of(request: Request) -> Caller:
 
 
 RuntimeDep = Annotated[Runtime, Depends(runtime_of)]
-CallerDep = Annotated[Caller, Depends(caller_of)]

@@ -1,5 +1,6 @@
 """The routes that run a model: one line each, because all of them are the same exchange."""
 
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -16,7 +17,8 @@ from headrace_server.api.schemas.pooling import EmbeddingRequest, RerankRequest,
 from headrace_server.api.schemas.responses import ResponsesRequest
 from headrace_server.api.schemas.tokens import DetokenizeRequest, TokenizeRequest
 from headrace_server.api.sse import SseResponse
-from headrace_server.domain import EngineRequest, ModelId, Operation, StreamReply
+from headrace_server.domain import EngineRequest, ModelId, Operation, UnaryReply
+from headrace_server.errors import EngineFault
 
 router = guarded_router("inference")
 
@@ -84,9 +86,11 @@ async def _serve(request: Request, operation: Operation, body: WireRequest, *, s
         payload=body.payload(),
         stream=stream,
     )
-    reply = await unless_gone(request.receive, runtime.inference.submit(engine_request))
-    if isinstance(reply, StreamReply):
-        return SseResponse(
-            reply.events, hold_seconds=runtime.header_hold_seconds, named_errors=operation is Operation.MESSAGE
-        )
+    work = partial(runtime.inference.submit, engine_request)
+    if stream:
+        hold_seconds = runtime.header_hold_seconds
+        return SseResponse(work, hold_seconds=hold_seconds, named_errors=operation is Operation.MESSAGE)
+    reply = await unless_gone(request.receive, work())
+    if not isinstance(reply, UnaryReply):
+        raise EngineFault("the engine answered with a stream where one document was asked for")
     return Response(reply.body, media_type="application/json")

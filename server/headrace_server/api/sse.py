@@ -1,45 +1,53 @@
 """Server-sent events: headers wait for the first event, then every event goes out as it comes.
 
-While nothing has been sent, a failure still becomes an error status. Once headers are out (the first event came, or
-the hold time passed and keep-alive comments took over) a failure becomes an error event, and no `[DONE]` follows.
+Everything up to the first event (lease, tokenising, admission, prefill) happens under one roof: the client may leave
+meanwhile, and while nothing has been sent a failure still becomes an error status. Once headers are out (the first
+event came, or the hold time passed and keep-alive comments took over) a failure becomes an error event, and no `[DONE]`
+follows.
 """
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from headrace_server.api.disconnect import unless_gone
 from headrace_server.api.error_mapping import error_document
-from headrace_server.domain import EventStream
+from headrace_server.domain import EventStream, Reply, StreamReply
 from headrace_server.errors import EngineFault, RequestError
 
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
+Work: TypeAlias = Callable[[], Awaitable[Reply]]
+
 
 class SseResponse(Response):
-    """Streams `events` to the client and closes them, however it ends.
+    """Does `work`, which answers with a stream, sends its events to the client and closes it, however it ends.
 
     `named_errors`: the error event has a name and a type, as Anthropic's clients need to see it.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: EventStream, *, hold_seconds: float, named_errors: bool = False) -> None:
+    def __init__(self, work: Work, *, hold_seconds: float, named_errors: bool = False) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events = events
+        self._work = work
         self._hold_seconds = hold_seconds
         self._named_errors = named_errors
+        self._events: EventStream | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await unless_gone(receive, self._stream(send))
         finally:
-            await self._events.aclose()
+            if self._events is not None:
+                await self._events.aclose()
 
     async def _stream(self, send: Send) -> None:
         first = asyncio.ensure_future(self._first())
@@ -54,7 +62,12 @@ class SseResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _first(self) -> bytes:
-        return await anext(aiter(self._events), b"")
+        """The first event; empty where there is none."""
+        reply = await self._work()
+        if not isinstance(reply, StreamReply):
+            raise EngineFault("the engine answered in one piece where a stream was asked for")
+        self._events = reply.events
+        return await anext(aiter(reply.events), b"")
 
     async def _keep_alive_until(self, first: "asyncio.Future[bytes]", send: Send) -> bool:
         """Wait for the first event, with comments where it takes too long. Returns whether headers are out."""
@@ -70,8 +83,9 @@ class SseResponse(Response):
         """Send every event; a failure is the last."""
         try:
             await _send_body(send, await first)
-            async for event in self._events:
-                await _send_body(send, event)
+            if self._events is not None:
+                async for event in self._events:
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
         except RequestError as error:
             await _send_body(send, self._error_event(error))
         except Exception:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from headrace_server.domain import EngineRequest, EngineStats, ModelId, Operation, Reply
+from headrace_server.domain import EngineReply, EngineRequest, EngineStats, ModelId, Operation, Seat
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +55,19 @@ class Engine(Protocol):
             EngineFault: it could not start; the message says why in one line. `close` must still be called.
         """
 
-    async def submit(self, request: EngineRequest) -> Reply:
+    async def submit(self, request: EngineRequest, seat: Seat) -> EngineReply:
         """Serve one request. Cancelling the call, or closing a reply's stream, stops the work within one engine step.
 
-        Returns when the whole reply (unary) or the stream object exists; the stream's first item comes with the
-        first token.
+        Takes `seat` after tokenising and before any other work, at the latest when a stream's first item is asked for.
+        Returns when the whole reply (unary), the stream object or the generation exists; the first item of either comes
+        with the first token.
 
         Raises:
             InvalidRequest: the engine refuses the request (too long for the context, bad schema, ...).
             UnsupportedOperation: this model does not do that.
             EngineDown: the engine is dead or cannot be reached.
             EngineFault: the engine failed on this request.
+            RequestError: of another class: the seat was refused.
         """
 
     def stats(self) -> EngineStats:

@@ -15,19 +15,19 @@ from itertools import repeat
 from headrace_server.domain import (
     GENERATING,
     POOLING,
+    Demand,
+    EngineReply,
     EngineRequest,
     EngineStats,
     JsonObject,
     Operation,
-    Reply,
+    Seat,
     StreamReply,
     UnaryReply,
 )
 from headrace_server.engine.base import EngineInfo, EngineSpec
-from headrace_server.engine.synthetic_chat import ChatDialect
-from headrace_server.engine.synthetic_completion import CompletionDialect
 from headrace_server.engine.synthetic_dialect import Dialect, Envelope, encode, step_frames
-from headrace_server.engine.synthetic_generation import Generation, Pace, Sleep, Totals
+from headrace_server.engine.synthetic_generation import Item, Pace, Run, Sleep, Totals
 from headrace_server.engine.synthetic_messages import MessageDialect
 from headrace_server.engine.synthetic_options import options_of
 from headrace_server.engine.synthetic_payloads import Message, read
@@ -36,12 +36,12 @@ from headrace_server.engine.synthetic_pooling import pooled, pooling_task
 from headrace_server.engine.synthetic_responses import ResponseDialect
 from headrace_server.engine.synthetic_slots import Slots
 from headrace_server.engine.synthetic_task import rendered, task_of
+from headrace_server.engine.synthetic_text import step_deltas
 from headrace_server.engine.synthetic_vocabulary import join, token_id
 from headrace_server.errors import EngineDown, InvalidRequest
+from headrace_server.generation import Generation
 
 _DIALECTS: dict[Operation, Callable[[Plan, Envelope], Dialect]] = {
-    Operation.CHAT: ChatDialect,
-    Operation.COMPLETION: CompletionDialect,
     Operation.RESPONSE: ResponseDialect,
     Operation.MESSAGE: MessageDialect,
 }
@@ -81,36 +81,49 @@ class SyntheticEngine:
         self._is_serving = True
         return EngineInfo(frozenset(Operation), self._options.max_model_len)
 
-    async def submit(self, request: EngineRequest) -> Reply:
+    async def submit(self, request: EngineRequest, seat: Seat) -> EngineReply:
         """See `Engine.submit`. A stream waits for its slot when its first item is asked for."""
         await self.check()
         if request.operation in GENERATING:
-            return await self._generate(request)
+            return await self._generate(request, seat)
         if request.operation in POOLING:
-            return await self._pool(request)
-        return UnaryReply(encode(self._token_work(request)))
+            return await self._pool(request, seat)
+        body = encode(self._token_work(request))
+        await seat.take(Demand(0, 0))
+        return UnaryReply(body)
 
-    async def _generate(self, request: EngineRequest) -> Reply:
+    async def _generate(self, request: EngineRequest, seat: Seat) -> EngineReply:
         plan = self._plan(request)
-        dialect = _DIALECTS[request.operation](plan, self._envelope(request))
-        if request.stream:
-            return StreamReply(self._generation(plan, step_frames(dialect, plan)))
-        async for _ in self._generation(plan, repeat(b"")):
-            pass
-        return UnaryReply(dialect.document())
+        await seat.take(Demand(plan.num_prompt_tokens, plan.num_generation_tokens))
+        if request.operation in _DIALECTS:
+            return await self._written(plan, _DIALECTS[request.operation](plan, self._envelope(request)), request)
+        return Generation(
+            self._run(plan, step_deltas(plan, request.request_id)),
+            prompt_lengths=plan.prompt_lengths,
+            num_choices=len(plan.choices),
+            fingerprint="synthetic",
+        )
 
     def _plan(self, request: EngineRequest) -> Plan:
         options = self._options
         return plan_of(task_of(request), engine_seed=options.seed, max_model_len=options.max_model_len)
 
-    def _generation(self, plan: Plan, frames: Iterator[bytes]) -> Generation:
-        return Generation(plan, frames, slots=self._slots, pace=self._pace, totals=self._totals)
+    async def _written(self, plan: Plan, dialect: Dialect, request: EngineRequest) -> EngineReply:
+        if request.stream:
+            return StreamReply(self._run(plan, step_frames(dialect, plan)))
+        async for _ in self._run(plan, repeat(None, plan.num_steps)):
+            pass
+        return UnaryReply(dialect.document())
+
+    def _run(self, plan: Plan, items: Iterator[Item]) -> Run[Item]:
+        return Run(plan, items, slots=self._slots, pace=self._pace, totals=self._totals)
 
     def _envelope(self, request: EngineRequest) -> Envelope:
         return Envelope(request.request_id, request.model, int(self._now()), request.payload)
 
-    async def _pool(self, request: EngineRequest) -> Reply:
+    async def _pool(self, request: EngineRequest, seat: Seat) -> EngineReply:
         task = pooling_task(request, self._options.max_model_len)
+        await seat.take(Demand(task.num_prompt_tokens, 0))
         async with self._slots.place():
             await self._pace.before_step(0)
             body = await pooled(task, self._envelope(request), self._give_way)

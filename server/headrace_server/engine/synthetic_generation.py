@@ -1,18 +1,19 @@
 """One request while the synthetic engine works on it: waits for its place, keeps the pace, counts.
 
-A `Generation` is the stream that the engine hands out. It may be closed from another task while a receiver waits for
+A `Run` is the stream that the engine hands out. It may be closed from another task while a receiver waits for
 its next item; the receiver then sees the end. However it ends, its place is given up at once and nothing more is
 counted. A class, not a generator, because a generator that never started runs no `finally`.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 from headrace_server.engine.synthetic_plan import Plan
 from headrace_server.engine.synthetic_slots import Slots, Ticket
 from headrace_server.errors import EngineFault
 
+Item = TypeVar("Item")
 Sleep: TypeAlias = Callable[[float], Awaitable[object]]
 
 # Without gaps between tokens the loop still gets its turn every so many steps, so that clients can leave. Each turn
@@ -46,14 +47,14 @@ class Pace:
             await self.sleep(0)
 
 
-class Generation:
-    """The items of `frames`, one per step of the plan and a last one when it is over."""
+class Run(Generic[Item]):
+    """The given items: one per step of the plan, and one when it is over if there is one more."""
 
-    def __init__(self, plan: Plan, frames: Iterator[bytes], *, slots: Slots, pace: Pace, totals: Totals) -> None:
+    def __init__(self, plan: Plan, items: Iterator[Item], *, slots: Slots, pace: Pace, totals: Totals) -> None:
         self._num_prompt_tokens = plan.num_prompt_tokens
         self._num_steps = plan.num_steps
         self._widths = plan.tokens_per_step()
-        self._frames = frames
+        self._items = items
         self._slots = slots
         self._pace = pace
         self._totals = totals
@@ -62,10 +63,10 @@ class Generation:
         self._num_made = 0
         self._closed = False
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[Item]:
         return self
 
-    async def __anext__(self) -> bytes:
+    async def __anext__(self) -> Item:
         try:
             return await self._next()
         except BaseException:
@@ -80,13 +81,15 @@ class Generation:
         self._closed = True
         self._slots.leave(self._ticket)
 
-    async def _next(self) -> bytes:
+    async def _next(self) -> Item:
         if self._closed:
             raise StopAsyncIteration
         self._fail_if_asked_to()
         if self._step == self._num_steps:
             self._end()
-            return next(self._frames)
+            for last in self._items:
+                return last
+            raise StopAsyncIteration
         if self._step == 0:
             await self._slots.enter(self._ticket)
             self._stop_without_place()
@@ -104,11 +107,11 @@ class Generation:
         if limit is not None and self._num_made >= limit:
             raise EngineFault("the engine failed on this request, as it was told to")
 
-    def _made(self) -> bytes:
+    def _made(self) -> Item:
         if self._step == 0:
             self._totals.num_prompt_tokens += self._num_prompt_tokens
         width = next(self._widths)
         self._num_made += width
         self._totals.num_generation_tokens += width
         self._step += 1
-        return next(self._frames)
+        return next(self._items)

@@ -1,12 +1,11 @@
-"""Log probabilities of synthetic tokens, in OpenAI's two shapes.
+"""Log probabilities of synthetic tokens.
 
 The numbers mean nothing, but they behave: deterministic, negative, the chosen token first, alternatives less likely
 the later they come.
 """
 
-from typing import Any
-
 from headrace_server.engine.synthetic_vocabulary import WORDS, token_id
+from headrace_server.generation import TokenLogprob
 
 _STEP = 0.5
 
@@ -26,30 +25,11 @@ def ranked(piece: str, num_ranks: int) -> list[tuple[str, float]]:
     ][:num_ranks]
 
 
-def chat_entry(piece: str, num_top: int) -> dict[str, Any]:
-    """One token of `choices[].logprobs.content`."""
-    top = [_named(text, logprob) for text, logprob in ranked(piece, num_top)]
-    return {**_named(piece, logprob_of(piece)), "top_logprobs": top}
+def scored(piece: str, num_top: int) -> TokenLogprob:
+    """A token with the `num_top` most likely ones."""
+    return TokenLogprob(piece, logprob_of(piece), tuple(ranked(piece, num_top)))
 
 
-def _named(piece: str, logprob: float) -> dict[str, Any]:
-    return {"token": piece, "logprob": logprob, "bytes": list(piece.encode(errors="surrogatepass"))}
-
-
-def completion_block(pieces: list[str], *, num_top: int, offset: int, num_unscored: int = 0) -> dict[str, Any]:
-    """`choices[].logprobs` of a text completion.
-
-    `offset` is where the first piece starts in the whole text, in characters; the first `num_unscored` pieces have no
-    score, as the first token of an echoed prompt has none.
-    """
-    offsets = [offset]
-    for piece in pieces[:-1]:
-        offsets.append(offsets[-1] + len(piece))
-    scored = pieces[num_unscored:]
-    unscored = [None] * min(num_unscored, len(pieces))
-    return {
-        "tokens": pieces,
-        "token_logprobs": [*unscored, *map(logprob_of, scored)],
-        "top_logprobs": [*unscored, *(dict(ranked(piece, max(1, num_top))) for piece in scored)],
-        "text_offset": offsets,
-    }
+def unscored(piece: str) -> TokenLogprob:
+    """A token that has no score."""
+    return TokenLogprob(piece, None, None)

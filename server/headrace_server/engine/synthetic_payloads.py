@@ -69,13 +69,6 @@ class Format:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamOptions:
-    """What a stream carries beside the answer."""
-
-    include_usage: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class ChatPayload:
     """`POST /v1/chat/completions`."""
 
@@ -90,7 +83,6 @@ class ChatPayload:
     tools: tuple[FunctionTool, ...] | None = None
     tool_choice: str | FunctionTool | None = None
     response_format: Format | None = None
-    stream_options: StreamOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +97,6 @@ class CompletionPayload:
     logprobs: int | None = None
     echo: bool | None = None
     response_format: Format | None = None
-    stream_options: StreamOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,11 @@ class Plan:
 
     task: Task
     choices: tuple[Choice, ...]
-    num_prompt_tokens: int
+    prompt_lengths: tuple[int, ...]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(self.prompt_lengths)
 
     @property
     def num_generation_tokens(self) -> int:
@@ -81,7 +85,7 @@ def plan_of(task: Task, *, engine_seed: int, max_model_len: int) -> Plan:
         for nth in range(task.n):
             about = f"{engine_seed} {task.seed} {nth} {_digest(text)}"
             choices.append(_choice(task, len(choices), about=about, num_free=num_free, prompt=prompt))
-    return Plan(task, tuple(choices), sum(map(len, prompts)))
+    return Plan(task, tuple(choices), tuple(map(len, prompts)))
 
 
 def _digest(text: str) -> str:

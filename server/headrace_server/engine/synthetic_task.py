@@ -22,7 +22,6 @@ from headrace_server.engine.synthetic_payloads import (
     MessageToolChoice,
     NamedTool,
     ResponsePayload,
-    StreamOptions,
     read,
 )
 from headrace_server.engine.synthetic_vocabulary import join
@@ -66,7 +65,6 @@ class Task:
     stops: tuple[str, ...] = field(default=(), repr=False)
     top_logprobs: int | None = None
     echo: bool = False
-    include_usage: bool = False
 
 
 def task_of(request: EngineRequest) -> Task:
@@ -101,7 +99,6 @@ def _chat_task(payload: ChatPayload) -> Task:
         max_tokens=payload.max_completion_tokens or payload.max_tokens,
         stops=_stops(payload.stop),
         top_logprobs=(payload.top_logprobs or 0) if payload.logprobs else None,
-        include_usage=_wants_usage(payload.stream_options),
     )
 
 
@@ -115,7 +112,6 @@ def _completion_task(payload: CompletionPayload) -> Task:
         stops=_stops(payload.stop),
         top_logprobs=payload.logprobs,
         echo=bool(payload.echo),
-        include_usage=_wants_usage(payload.stream_options),
     )
 
 
@@ -198,10 +194,6 @@ def _schema(wanted: Format | None) -> JsonObject | None:
 
 def _stops(stop: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else stop or ()
-
-
-def _wants_usage(options: StreamOptions | None) -> bool:
-    return bool(options and options.include_usage)
 
 
 def _item_content(item: dict[str, Any]) -> Content:

@@ -16,7 +16,17 @@ from dataclasses import dataclass
 import httpx
 import msgspec
 
-from headrace_server.domain import EngineRequest, EngineStats, Operation, Reply, StreamReply, UnaryReply
+from headrace_server.domain import (
+    Demand,
+    EngineRequest,
+    EngineStats,
+    JsonObject,
+    Operation,
+    Reply,
+    Seat,
+    StreamReply,
+    UnaryReply,
+)
 from headrace_server.engine.base import EngineInfo, EngineSpec
 from headrace_server.engine.upstream_client import body_of, is_compressed, open_client
 from headrace_server.engine.upstream_errors import from_status
@@ -30,6 +40,7 @@ _MAX_ERROR_BYTES = 64 * 1024
 _MODELS_PATH = "/v1/models"
 _MODELS_TIMEOUT_SECONDS = 10.0
 _PROBE_INTERVAL_SECONDS = 1.0
+_OUTPUT_BOUNDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +122,10 @@ class UpstreamEngine:
             logger.warning("upstream_model_not_listed", extra={"model": self._model, "upstream_model": wanted})
         return None
 
-    async def submit(self, request: EngineRequest) -> Reply:
-        """See `Engine.submit`. A stream exists once the upstream has sent its headers."""
+    async def submit(self, request: EngineRequest, seat: Seat) -> Reply:
+        """See `Engine.submit`. A stream exists once the upstream has sent its headers. Nothing is tokenised here."""
         outgoing = self._outgoing(request)
+        await seat.take(_demand(request.payload))
         self._counters.num_running += 1
         try:
             response = await self._send(outgoing)
@@ -244,3 +256,8 @@ class UpstreamEngine:
 
 def _unreachable() -> EngineDown:
     return EngineDown("the upstream server cannot be reached")
+
+
+def _demand(payload: JsonObject) -> Demand:
+    bounds = (payload.get(name) for name in _OUTPUT_BOUNDS)
+    return Demand(None, next((bound for bound in bounds if isinstance(bound, int)), None))

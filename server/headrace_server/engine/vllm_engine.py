@@ -14,7 +14,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from headrace_server.domain import EngineRequest, EngineStats, Reply
+from headrace_server.domain import EngineReply, EngineRequest, EngineStats, Operation, Seat
 from headrace_server.engine.base import EngineInfo, EngineSpec
 from headrace_server.engine.vllm_arguments import command_line
 from headrace_server.errors import EngineDown, EngineFault
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from starlette.datastructures import State
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from headrace_server.engine.vllm_generation import VllmGeneration
     from headrace_server.engine.vllm_serving import VllmServing
     from headrace_server.engine.vllm_stats import StepCounters
 
@@ -52,6 +53,7 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._llm: AsyncLLM | None = None
+        self._generation: VllmGeneration | None = None
         self._serving: VllmServing | None = None
         self._counters: StepCounters | None = None
         self._building: asyncio.Future[Namespace] | None = None
@@ -81,7 +83,7 @@ class VllmEngine:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        import headrace_server.engine.vllm_gated_client
+        import headrace_server.engine.vllm_generation
         import headrace_server.engine.vllm_serving  # noqa: F401
         from headrace_server.engine.vllm_stats import StepCounters, step_logger
 
@@ -103,23 +105,30 @@ class VllmEngine:
         from starlette.datastructures import State
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
+        from headrace_server.engine.vllm_errors import explanation
         from headrace_server.engine.vllm_gated_client import GatedEngineClient
+        from headrace_server.engine.vllm_generation import VllmGeneration
         from headrace_server.engine.vllm_serving import VllmServing
 
         llm = self._require(self._llm)
         await llm.reset_mm_cache()
         state = State()
         await init_app_state(GatedEngineClient(llm), state, args, await llm.get_supported_tasks())
-        self._serving = VllmServing(state, lambda: llm.errored)
+        explain = explanation(lambda: llm.errored)
+        self._generation = VllmGeneration(llm, state, explain)
+        self._serving = VllmServing(state, explain)
         return state
 
     def _info(self, state: "State") -> EngineInfo:
-        operations = self._require(self._serving).operations()
+        operations = self._require(self._generation).operations() | self._require(self._serving).operations()
         return EngineInfo(operations, state.vllm_config.model_config.max_model_len)
 
-    async def submit(self, request: EngineRequest) -> Reply:
+    async def submit(self, request: EngineRequest, seat: Seat) -> EngineReply:
+        """See `Engine.submit`. Chat and text completions take the short way, past vLLM's serving objects."""
         await self.check()
-        return await self._require(self._serving).submit(request)
+        if request.operation in (Operation.CHAT, Operation.COMPLETION):
+            return await self._require(self._generation).open(request, seat)
+        return await self._require(self._serving).submit(request, seat)
 
     def stats(self) -> EngineStats:
         return self._counters.snapshot() if self._counters else EngineStats()
@@ -131,7 +140,7 @@ class VllmEngine:
     async def close(self) -> None:
         self._closing = True
         await self._end_building()
-        llm, self._llm, self._serving = self._llm, None, None
+        llm, self._llm, self._generation, self._serving = self._llm, None, None, None
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
             # vLLM's client shuts down again when it is collected, which fails once the interpreter is going away.

@@ -4,6 +4,7 @@ vLLM reports failures in two ways: it raises, or it returns an `ErrorResponse` w
 """
 
 import logging
+from collections.abc import Callable
 from http import HTTPStatus
 
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -38,6 +39,16 @@ def translated(error: Exception) -> RequestError:
     if isinstance(ours, EngineFault):
         logger.error("engine_fault", exc_info=error)
     return ours
+
+
+def explanation(is_dead: Callable[[], bool]) -> Callable[[Exception], RequestError]:
+    """`translated` for one engine. `is_dead` says whether it has stopped: vLLM's errors do not always tell."""
+
+    def explain(error: Exception) -> RequestError:
+        ours = translated(error)
+        return EngineDown(STOPPED) if isinstance(ours, EngineFault) and is_dead() else ours
+
+    return explain
 
 
 def from_document(document: ErrorResponse) -> RequestError:

@@ -1,15 +1,47 @@
 """The seam between vLLM's serving objects and its engine: an `EngineClient` of ours around the real one.
 
-vLLM's serving classes take any `EngineClient`. Handing them this one puts every token of every endpoint through our
-hands, so that admission, charging and aborts can live here without a line changed in vLLM. For now it passes
-everything through; `generate` and `encode` return the engine's own generators, so the seam costs nothing per token.
+vLLM's serving classes take any `EngineClient`. Handing them this one puts every prompt of every endpoint through our
+hands: it takes the request's seat before the engine is asked, without a line changed in vLLM. Which request that is,
+the calling task's context says.
 """
 
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from contextvars import ContextVar
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
+from vllm.inputs import EngineInput
 from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.pooling_params import PoolingParams
+from vllm.renderers.inputs.preprocess import extract_prompt_len
+from vllm.sampling_params import SamplingParams
+
+from headrace_server.domain import Demand, Seat
+from headrace_server.errors import EngineFault
+
+
+class SeatInUse:
+    """A request's seat, while vLLM's serving objects work on the request."""
+
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
+        self.is_taken = False
+
+    async def take(self, demand: Demand) -> None:
+        """See `Seat.take`."""
+        await self._seat.take(demand)
+        self.is_taken = True
+
+
+_current: ContextVar[SeatInUse | None] = ContextVar("seat_in_use", default=None)
+
+
+def using_seat(seat: Seat) -> SeatInUse:
+    """From here on, what the calling task and its children ask of the engine is asked for this seat."""
+    place = SeatInUse(seat)
+    _current.set(place)
+    return place
 
 
 class _Delegated:
@@ -29,19 +61,41 @@ class GatedEngineClient(EngineClient):
         self.inner = inner
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
-        """Admission was decided before vLLM is asked; its own queue limits stay in force where configured."""
+        """vLLM's own queue limits stay in force where configured; ours are asked after tokenising."""
         self.inner.check_admission(n, request_id)
 
-    def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
-        outputs: AsyncGenerator[RequestOutput, None] = self.inner.generate(*args, **kwargs)
-        return outputs
+    async def generate(
+        self, prompt: EngineInput, sampling_params: SamplingParams, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """`inner.generate` once the request has its seat."""
+        demand = Demand(self._num_tokens(prompt), (sampling_params.max_tokens or 0) * sampling_params.n)
+        await _seat().take(demand)
+        async with aclosing(self.inner.generate(prompt, sampling_params, *args, **kwargs)) as outputs:
+            async for output in outputs:
+                yield output
 
-    def encode(self, *args: Any, **kwargs: Any) -> AsyncGenerator[PoolingRequestOutput, None]:
-        outputs: AsyncGenerator[PoolingRequestOutput, None] = self.inner.encode(*args, **kwargs)
-        return outputs
+    async def encode(
+        self, prompt: EngineInput, pooling_params: PoolingParams, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[PoolingRequestOutput, None]:
+        """`inner.encode` once the request has its seat."""
+        await _seat().take(Demand(self._num_tokens(prompt), 0))
+        async with aclosing(self.inner.encode(prompt, pooling_params, *args, **kwargs)) as outputs:
+            async for output in outputs:
+                yield output
+
+    def _num_tokens(self, prompt: EngineInput) -> int:
+        length: int = extract_prompt_len(self.inner.model_config, prompt)
+        return length
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         await self.inner.abort(request_id)
+
+
+def _seat() -> SeatInUse:
+    place = _current.get()
+    if place is None:
+        raise EngineFault("a request reached the engine without a seat")
+    return place
 
 
 def _delegate_the_rest() -> None:

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 from starlette.types import Message
 
-from headrace_server.api.sse import KEEP_ALIVE, SseResponse
+from headrace_server.api.sse import KEEP_ALIVE, SseResponse, Work
+from headrace_server.domain import EventStream, StreamReply
 from headrace_server.errors import ClientGone, EngineDown, EngineFault
 from tests.fakes.engine import DONE, FakeStream, frame
 
@@ -46,8 +47,17 @@ class Connection:
         return bool(self.sent) and self.sent[-1].get("more_body") is False
 
 
+def giving(stream: EventStream) -> Work:
+    """The work of a request that is answered with this stream."""
+
+    async def work() -> StreamReply:
+        return StreamReply(stream)
+
+    return work
+
+
 def answering(connection: Connection, stream: FakeStream, *, hold_seconds: float = LONG) -> asyncio.Task[None]:
-    response = SseResponse(stream, hold_seconds=hold_seconds)
+    response = SseResponse(giving(stream), hold_seconds=hold_seconds)
     return asyncio.create_task(response({"type": "http"}, connection.receive, connection.send))
 
 
@@ -176,7 +186,7 @@ class _Stubborn:
 @pytest.mark.parametrize("good_events", [0, 1])
 async def test_nothing_is_asked_of_a_stream_after_its_failure(good_events: int) -> None:
     connection = Connection()
-    response = SseResponse(_Stubborn(good_events=good_events), hold_seconds=SHORT)
+    response = SseResponse(giving(_Stubborn(good_events=good_events)), hold_seconds=SHORT)
     await response({"type": "http"}, connection.receive, connection.send)
     assert DONE not in connection.pieces
     assert error_of(connection.pieces[-1])["message"] == "no"
@@ -245,7 +255,7 @@ async def test_cancelling_the_answer_aborts_the_stream(num_events: int) -> None:
 async def test_anthropics_clients_get_a_named_and_typed_error_event() -> None:
     connection, stream = Connection(), FakeStream(frame("one"))
     stream.fail(EngineDown("it stopped"))
-    response = SseResponse(stream, hold_seconds=LONG, named_errors=True)
+    response = SseResponse(giving(stream), hold_seconds=LONG, named_errors=True)
     await response({"type": "http"}, connection.receive, connection.send)
     name, data, *rest = connection.pieces[-1].decode().splitlines()
     assert (name, rest) == ("event: error", [""])

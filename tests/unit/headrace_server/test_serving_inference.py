@@ -13,6 +13,7 @@ from headrace_server.errors import (
     ModelNotFound,
     UnsupportedOperation,
 )
+from headrace_server.serving.admission import OpenAdmission
 from headrace_server.serving.inference import Inference
 from headrace_server.serving.policy import ModelPolicy
 from headrace_server.tenancy.keys import EVERYONE
@@ -107,7 +108,7 @@ async def test_the_policy_is_the_models_own_under_every_name_and_strict_where_th
     pool = EnginePool([catalog_entry()], build=lambda _spec: FakeEngine())
     await pool.load_all()
     with pytest.raises(InvalidRequest):
-        await Inference(pool, {}).submit(request(chat_template="x"))
+        await Inference(pool, {}, OpenAdmission()).submit(request(chat_template="x"))
 
 
 class TestLeasesOfStreams:

@@ -28,7 +28,7 @@ from headrace_server.errors import (
     UnsupportedOperation,
     UsageError,
 )
-from tests.fakes.engine_requests import MODEL, document, engine_request, opened
+from tests.fakes.engine_requests import MODEL, OpenSeat, document, engine_request, opened
 from tests.fakes.upstream_server import Dropped, Exchange, FakeUpstream, Handler, list_models, serving
 
 HELLO = [{"role": "user", "content": "Where does the water come from?"}]
@@ -323,7 +323,7 @@ class TestStatuses:
     ) -> None:
         async with engine_on(FakeUpstream(answering(body, status=status)), api_key=KEY) as engine:
             with pytest.raises(RequestError) as raised:
-                await engine.submit(engine_request(Operation.CHAT, {"messages": HELLO}, stream=stream))
+                await engine.submit(engine_request(Operation.CHAT, {"messages": HELLO}, stream=stream), OpenSeat())
             assert engine.stats().num_requests_running == 0
         assert type(raised.value) is error
         assert KEY not in raised.value.message
@@ -609,7 +609,7 @@ class TestFrames:
 
 async def test_a_stream_reply_is_what_it_says() -> None:
     async with engine_on(FakeUpstream(streaming(CHUNK, DONE))) as engine:
-        reply = await engine.submit(engine_request(Operation.CHAT, {"messages": HELLO}, stream=True))
+        reply = await engine.submit(engine_request(Operation.CHAT, {"messages": HELLO}, stream=True), OpenSeat())
         assert isinstance(reply, StreamReply)
         received: Any = [item async for item in reply.events]
         assert msgspec.json.decode(received[0].removeprefix(b"data: "))["choices"]

@@ -1,0 +1,110 @@
+"""Chat and text completions on vLLM, past its serving objects' streams: request in, `Generation` out.
+
+vLLM renders the template and tokenises (in threads of its own), checks and converts the sampling fields, and parses
+reasoning and tool calls. Frames, documents and usage are `serving`'s. A stream asks vLLM for deltas; vLLM merges those
+that nobody has fetched yet.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import TypeAlias
+
+from starlette.datastructures import State
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.outputs import RequestOutput
+from vllm.utils.async_utils import merge_async_iterators
+
+from headrace_server.domain import EngineRequest, Operation, Seat
+from headrace_server.engine.vllm_chat import VllmChat
+from headrace_server.engine.vllm_choices import Choice, check_finish
+from headrace_server.engine.vllm_completion import VllmCompletion
+from headrace_server.engine.vllm_prompts import Opened
+from headrace_server.engine.vllm_wire import wire_request
+from headrace_server.errors import RequestError
+from headrace_server.generation import Delta, Generation
+
+Explain: TypeAlias = Callable[[Exception], RequestError]
+
+
+class VllmGeneration:
+    """Opens generations on one engine; `explain` makes our error of whatever vLLM raises."""
+
+    def __init__(self, client: EngineClient, state: State, explain: Explain) -> None:
+        self._client = client
+        self._generates = getattr(state, "openai_serving_chat", None) is not None
+        self._chat = VllmChat(getattr(state, "openai_serving_chat", None))
+        self._completion = VllmCompletion(getattr(state, "openai_serving_completion", None))
+        self._explain = explain
+
+    def operations(self) -> frozenset[Operation]:
+        """What this model does."""
+        return frozenset({Operation.CHAT, Operation.COMPLETION} if self._generates else ())
+
+    async def open(self, request: EngineRequest, seat: Seat) -> Generation:
+        """Render, tokenise, take the seat. Nothing is generated before the first delta is asked for.
+
+        Raises:
+            RequestError: see `Engine.submit`.
+        """
+        try:
+            opened = await self._opened(request)
+        except Exception as error:
+            raise self._explain(error) from error
+        await seat.take(opened.demand())
+        return Generation(
+            self._deltas(opened, request.request_id),
+            prompt_lengths=tuple(prompt.num_tokens for prompt in opened.prompts),
+            num_choices=len(opened.choices),
+            role=opened.role,
+            fingerprint=opened.fingerprint,
+        )
+
+    async def _opened(self, request: EngineRequest) -> Opened:
+        wire = wire_request(request)
+        opener = self._chat if isinstance(wire, ChatCompletionRequest) else self._completion
+        return await opener.opened(wire)
+
+    async def _deltas(self, opened: Opened, request_id: str) -> AsyncGenerator[Sequence[Delta], None]:
+        echo = [Delta(index, opened.echo, 0) for index in range(len(opened.choices))] if opened.echo else []
+        try:
+            async with aclosing(self._steps(opened, request_id)) as steps:
+                async for step in steps:
+                    yield [*echo, *step] if echo else step
+                    echo = []
+        except Exception as error:
+            raise self._explain(error) from error
+
+    def _steps(self, opened: Opened, request_id: str) -> AsyncGenerator[list[Delta], None]:
+        streams = [
+            self._client.generate(prompt.engine_input, prompt.parameters, f"{request_id}-{number}", **prompt.options)
+            for number, prompt in enumerate(opened.prompts)
+        ]
+        if len(streams) == 1:
+            return _steps_of_one(streams[0], opened.choices)
+        return _steps_of_several(streams, opened.choices)
+
+
+async def _steps_of_one(
+    results: AsyncGenerator[RequestOutput, None], choices: Sequence[Choice]
+) -> AsyncGenerator[list[Delta], None]:
+    async with aclosing(results):
+        async for result in results:
+            yield _step(result, choices)
+
+
+async def _steps_of_several(
+    streams: Sequence[AsyncGenerator[RequestOutput, None]], choices: Sequence[Choice]
+) -> AsyncGenerator[list[Delta], None]:
+    """The n-th prompt has the n-th equal part of the choices."""
+    size = len(choices) // len(streams)
+    async with aclosing(merge_async_iterators(*streams)) as results:
+        async for number, result in results:
+            yield _step(result, choices[number * size : (number + 1) * size])
+
+
+def _step(result: RequestOutput, choices: Sequence[Choice]) -> list[Delta]:
+    for output in result.outputs:
+        if output.finish_reason is not None:
+            check_finish(output)
+    return [choices[output.index].delta(output, result) for output in result.outputs]
