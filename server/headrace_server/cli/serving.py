@@ -23,18 +23,25 @@ from headrace_server.api.metrics import metrics_app
 from headrace_server.api.middleware import HttpLimits
 from headrace_server.app import HttpOptions, create_app
 from headrace_server.catalog import model_settings_of
+from headrace_server.cli.listener import bind
 from headrace_server.domain import ModelState, ModelStatus, Operation
 from headrace_server.errors import UsageError
 from headrace_server.observability.logging import configure_logging
 from headrace_server.observability.metrics import Metrics
 from headrace_server.runtime import Plan, Progress, Runtime, open_runtime, plan_runtime
 from headrace_server.settings.loading import load_settings
-from headrace_server.settings.schema import LogFormat, Settings, TelemetrySettings, TlsSettings, is_loopback
+from headrace_server.settings.schema import (
+    LogFormat,
+    ServerSettings,
+    Settings,
+    TelemetrySettings,
+    TlsSettings,
+    is_loopback,
+)
 
 logger = logging.getLogger(__name__)
 
 _GRACEFUL_SECONDS = 10
-_BACKLOG = 2048
 
 
 def run_server(config: Path | None, references: list[str], flags: Mapping[str, object]) -> int:
@@ -49,10 +56,14 @@ def run_server(config: Path | None, references: list[str], flags: Mapping[str, o
     plan = plan_runtime(settings)
     check_tls(settings.server.tls)
     with (
-        bind(settings.server.host, settings.server.port) as listener,
+        _bind(settings.server, settings.server.port) as listener,
         asyncio.Runner(loop_factory=_new_event_loop()) as runner,
     ):
         return runner.run(ServerProcess(settings, plan, listener).run())
+
+
+def _bind(server: ServerSettings, port: int) -> socket.socket:
+    return bind(server.host, port, stalled_client_seconds=server.stalled_client_seconds)
 
 
 def _new_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -80,24 +91,6 @@ def check_tls(tls: TlsSettings) -> None:
         raise UsageError(
             f"server.tls: {tls.cert_file} and {tls.key_file} cannot be used: {error.strerror or error}"
         ) from error
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening address, or one line that says why not.
-
-    Raises:
-        UsageError: the address is in use, not ours, or not an address.
-    """
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, proto)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    listener.set_inheritable(False)
-    return listener
 
 
 class ServerProcess:
@@ -180,7 +173,7 @@ class ServerProcess:
         if port is None:
             yield
             return
-        with bind(self._settings.server.host, port) as listener:
+        with _bind(self._settings.server, port) as listener:
             config = uvicorn.Config(metrics_app(self._metrics), log_config=None, access_log=False, lifespan="off")
             server = _Server(config)
             async with asyncio.TaskGroup() as tasks:

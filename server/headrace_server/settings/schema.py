@@ -62,6 +62,9 @@ class ServerSettings(_Section):
         15.0,
         description="how long a stream's headers wait for its first token, so that a refusal keeps its status",
     )
+    stalled_client_seconds: PositiveFloat = Field(
+        60.0, description="a client that takes none of its answer for so long loses the connection (Linux)"
+    )
     tls: TlsSettings = Field(TlsSettings())
     cors: CorsSettings = Field(CorsSettings())
 

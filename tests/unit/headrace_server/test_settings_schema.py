@@ -93,6 +93,7 @@ def test_certificate_and_key_go_together() -> None:
         ("server", "max_body_bytes", 0),
         ("server", "body_timeout_seconds", 0),
         ("server", "header_hold_seconds", -1),
+        ("server", "stalled_client_seconds", 0),
         ("telemetry", "log_level", "loud"),
         ("telemetry", "log_format", "xml"),
     ],
