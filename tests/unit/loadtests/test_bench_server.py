@@ -1,132 +1,197 @@
-"""loadtests.bench_server and bench_report, as far as they decide something."""
+"""loadtests.bench_server, programmes, rows and bench_report, as far as they decide something."""
 
-from dataclasses import replace
+import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from loadtests.bench_report import ROWS, Measure, Samples, Setup, document, table
-from loadtests.bench_server import Action, Step, parse_options, run_plan, without_paths
-from loadtests.launcher import Side
+from headrace_server.bench import measures
+from headrace_server.bench.arrivals import ClosedLoop
+from headrace_server.bench.measures import Measure, Samples
+from headrace_server.bench.record import Record
+from headrace_server.bench.summary import BlockResult, ClientCost, Latencies, Tally
+from loadtests.bench_report import Results, content, picture, table, without_paths
+from loadtests.bench_server import parse_options, sides_up_together
+from loadtests.launcher import SideName, Subject
+from loadtests.programmes import START, SubjectName, programme_of
+from loadtests.rows import ENGINE, OURS, VLLM, Kind, Row, RowPlan, rows_of
+from loadtests.sides import FIRST_ANSWER
 
-SETUP = Setup("model", 16, 128, 1, 4, both_sides_up=True, engine_arguments=("--model", "model"))
-
-
-def letters(steps: list[Step], action: Action) -> str:
-    return "".join(step.side.value[0] for step in steps if step.action is action)
-
-
-def test_sides_alternate_in_starts_and_in_pairs_of_blocks() -> None:
-    first, second = (run_plan(number, 4, together=True) for number in (0, 1))
-    assert (letters(first, Action.START), letters(first, Action.BLOCK)) == ("hv", "hvvhhvvh")
-    assert (letters(second, Action.START), letters(second, Action.BLOCK)) == ("vh", "vhhvvhhv")
-
-
-@pytest.mark.parametrize("together", [True, False])
-@pytest.mark.parametrize("number", [0, 1])
-def test_every_server_starts_before_its_blocks_and_stops_after_them(number: int, together: bool) -> None:
-    plan = run_plan(number, 4, together=together)
-    for side in Side:
-        actions = [step.action for step in plan if step.side is side]
-        assert actions == [Action.START, *[Action.BLOCK] * 4, Action.STOP]
+SUBJECT = Subject("{}", ("--model", "/home/me/smol", "--served-model-name", "bench"), Path("/home/me/smol"), True)
+H, V, E = SideName.HEADRACE, SideName.VLLM, SideName.ENGINE
 
 
-def test_where_two_do_not_fit_one_stops_before_the_other_starts() -> None:
-    plan = run_plan(0, 2, together=False)
-    assert [step.side for step in plan] == [Side.HEADRACE] * 4 + [Side.VLLM] * 4
-
-
-def samples(ours: float) -> Samples:
+def samples(measure: Measure, ours: float, vllm: float, engine: float) -> Samples:
     made = Samples()
-    for measure in (Measure.FIRST_ANSWER, Measure.THROUGHPUT):
-        made.add(measure, Side.HEADRACE, ours)
-        made.add(measure, Side.VLLM, 100.0)
-    made.add(Measure.LIVEZ, Side.HEADRACE, 1.5)
+    for factor in (1.0, 1.02, 0.99):
+        for side, value in ((OURS, ours), (VLLM, vllm), (ENGINE, engine)):
+            made.add(measure, side, value * factor)
     return made
 
 
-def printed(made: Samples, setup: Setup = SETUP) -> list[str]:
-    console = Console(width=80)
-    with console.capture() as capture:
-        console.print(table(made, setup))
-    return capture.get().splitlines()
+def row_of(plan: RowPlan, made: Samples) -> Row:
+    (row,) = rows_of(made, [plan])
+    return row
 
 
-def line(made: Samples, title: str, setup: Setup = SETUP) -> str:
-    (found,) = (text for text in printed(made, setup) if title in text)
-    return found
+def planned(label: str, kind: Kind, measure: Measure, subject: SubjectName = SubjectName.ONE_LAYER) -> RowPlan:
+    (plan,) = (p for p in programme_of(subject).rows[label] if (p.kind, p.measure) == (kind, measure))
+    return plan
 
 
-def test_a_missed_target_is_called_missed() -> None:
-    assert "≤ 1.05 missed" in line(samples(106.0), "first answer")
-    assert "≥ 0.97 met" in line(samples(106.0), "throughput")
-    assert "≤ 1.05 met" in line(samples(96.0), "first answer")
-    assert "≥ 0.97 missed" in line(samples(96.0), "throughput")
+@pytest.mark.parametrize(
+    ("label", "ours", "verdict"),
+    [
+        ("16 streams", 1500.0, "≥ 1.50 met"),
+        ("32 streams", 1350.0, "≥ 1.50 missed 10%"),
+        ("64 streams", 1250.0, "≥ 1.25 met"),
+        ("64 streams", 1000.0, "≥ 1.25 missed 20%"),
+    ],
+)
+def test_throughput_against_vllm_has_a_target_for_each_number_of_streams(label: str, ours: float, verdict: str) -> None:
+    plan = planned(label, Kind.AGAINST_VLLM, measures.THROUGHPUT)
+    assert row_of(plan, samples(measures.THROUGHPUT, ours, 1000.0, 2000.0)).verdict == verdict
 
 
-def test_the_file_says_what_the_table_says() -> None:
-    content = document(samples(106.0), SETUP, began=datetime.now(UTC), measured_on={}, num_complete_runs=1)
-    results = content["results"]
-    assert isinstance(results, dict)
-    assert {name: fields["met"] for name, fields in results.items()} == {
-        "first_answer_seconds": False,
-        "tokens_per_second": True,
-    }
-    assert content["samples"] == {
-        "first_answer_seconds": {"headrace": [106.0], "vllm": [100.0]},
-        "tokens_per_second": {"headrace": [106.0], "vllm": [100.0]},
-        "livez_seconds": {"headrace": [1.5]},
-    }
+@pytest.mark.parametrize("label", ["16 streams", "32 streams", "64 streams"])
+def test_throughput_against_the_engine_alone_may_lose_a_fifth(label: str) -> None:
+    plan = planned(label, Kind.AGAINST_ENGINE, measures.THROUGHPUT)
+    assert row_of(plan, samples(measures.THROUGHPUT, 1600.0, 1.0, 2000.0)).verdict == "≥ 0.80 met"
+    assert row_of(plan, samples(measures.THROUGHPUT, 1200.0, 1.0, 2000.0)).verdict == "≥ 0.80 missed 25%"
 
 
-def test_the_throughput_target_holds_for_its_number_of_streams_only() -> None:
-    other = replace(SETUP, num_streams=1)
-    assert "≥" not in line(samples(50.0), "throughput", other)
+def test_the_api_layer_s_cost_is_what_a_server_costs_more_than_the_engine_alone() -> None:
+    plan = planned("16 streams", Kind.API_LAYER, measures.SERVER_CPU)
+    row = row_of(plan, samples(measures.SERVER_CPU, 130e-6, 200e-6, 100e-6))
+    assert row.found.value == pytest.approx(0.3)
+    assert [row.ours, row.theirs] == pytest.approx([30e-6, 100e-6])
+    assert row.verdict == "≤ 0.35 met"
 
 
-def test_what_only_one_side_has_is_shown_without_a_ratio() -> None:
-    assert line(samples(100.0), "/livez").split() == ["/livez", "(s)", "1.50"]
+def test_a_server_that_costs_no_more_than_the_engine_has_no_ratio() -> None:
+    plan = planned("16 streams", Kind.API_LAYER, measures.SERVER_CPU)
+    assert list(rows_of(samples(measures.SERVER_CPU, 130e-6, 100e-6, 100e-6), [plan])) == []
 
 
-def test_the_table_fits_a_terminal_of_80_columns() -> None:
+@pytest.mark.parametrize(("ours", "verdict"), [(10.4e-3, "≤ 0.50 met"), (10.6e-3, "≤ 0.50 missed 20%")])
+def test_added_latency_is_judged_in_milliseconds(ours: float, verdict: str) -> None:
+    plan = planned("unary", Kind.ADDED, measures.LATENCY_P50)
+    row = row_of(plan, samples(measures.LATENCY_P50, ours, 12e-3, 10e-3))
+    assert row.verdict == verdict
+    assert row.theirs == pytest.approx(2e-3)
+
+
+def test_a_median_that_meets_its_target_with_an_interval_that_does_not_is_missed() -> None:
+    plan = planned("16 streams", Kind.AGAINST_VLLM, measures.THROUGHPUT, SubjectName.SMOLLM2)
     made = Samples()
-    for measure in Measure:
-        for side, value in ((Side.HEADRACE, 1234.5), (Side.VLLM, 999.5)):
-            made.add(measure, side, value / ROWS[measure].scale)
-    assert "≤ 1.05 missed" in line(made, "first answer")
-    assert not any("…" in text for text in printed(made))
+    for ours in (1.01, 0.9, 1.02, 0.95, 1.03):
+        made.add(measures.THROUGHPUT, OURS, ours)
+        made.add(measures.THROUGHPUT, VLLM, 1.0)
+    assert row_of(plan, made).verdict == "≥ 1.00 missed (CI)"
 
 
-def test_a_sample_of_zero_has_no_ratio_and_spoils_nothing() -> None:
-    made = samples(100.0)
-    made.add(Measure.SERVER_CPU, Side.HEADRACE, 50e-6)
-    made.add(Measure.SERVER_CPU, Side.VLLM, 0.0)
-    assert line(made, "server CPU").split()[-2:] == ["50", "0"]
-    assert Measure.SERVER_CPU not in made.comparisons()
+def test_sides_that_do_not_fit_together_are_up_one_after_the_other() -> None:
+    programme = programme_of(SubjectName.ONE_LAYER)
+    assert sides_up_together(programme, 0, on_cpu=True) == [(H, V, E)]
+    assert sides_up_together(programme, 1, on_cpu=True) == [(E, V, H)]
+    assert sides_up_together(programme, 0, on_cpu=False) == [(H,), (V,), (E,)]
 
 
-def test_samples_of_several_runs_are_strung_together() -> None:
-    together = samples(1.0)
-    together.extend(samples(2.0))
-    assert together.of(Measure.THROUGHPUT, Side.HEADRACE) == [1.0, 2.0]
-    assert together.of(Measure.THROUGHPUT, Side.VLLM) == [100.0, 100.0]
+@pytest.mark.parametrize("subject", list(SubjectName))
+def test_every_load_has_rows_and_every_row_a_load(subject: SubjectName) -> None:
+    programme = programme_of(subject)
+    assert set(programme.rows) - {START} == set(programme.loads)
 
 
-def test_files_do_not_say_where_the_model_lies() -> None:
-    assert without_paths(["--model", "/home/me/smol", "--served-model-name", "bench"]) == (
-        *("--model", "smol"),
-        *("--served-model-name", "bench"),
+def test_blocks_of_the_one_layer_model_are_long_enough_for_processor_time() -> None:
+    for load in programme_of(SubjectName.ONE_LAYER).loads.values():
+        if load.stream:
+            assert load.num_requests * load.num_tokens >= 16_000
+            assert isinstance(load.arrivals, ClosedLoop)
+            assert load.num_requests >= 2 * load.arrivals.num_streams
+
+
+def result(value: float, *, stream: bool) -> BlockResult:
+    wanted = measures.MEASURES if stream else (measures.LATENCY_P50, measures.LATENCY_P99, measures.REQUEST_RATE)
+    latencies = Latencies([value] * 5, [value] * 200, [value] * 5, [value] * 5)
+    return BlockResult(
+        {measure: value / measure.scale for measure in wanted},
+        latencies,
+        Tally(5, 5),
+        ClientCost(0.1, 1.0, 100, 0.0),
+        num_tokens=100,
     )
 
 
-def test_the_time_limit_grows_with_the_number_of_runs() -> None:
-    assert parse_options([]).limit_seconds == 450
-    assert parse_options(["--runs", "1"]).limit_seconds == 150
-    assert parse_options(["--limit-seconds", "900"]).limit_seconds == 900
+def results(subject: SubjectName = SubjectName.ONE_LAYER) -> Results:
+    made = Results(programme_of(subject))
+    for side, value in ((OURS, 1234.5), (VLLM, 2345.6), (ENGINE, 1000.0)):
+        if subject is SubjectName.SMOLLM2 and side == ENGINE:
+            continue
+        made.starts.add(FIRST_ANSWER, side, value / 100)
+        for label, load in made.programme.loads.items():
+            for factor in (1.0, 1.1, 1.2):
+                shown = value * factor if load.stream else value * factor / 500
+                made.records.setdefault(label, Record()).add(side, result(shown, stream=load.stream))
+    return made
 
 
-@pytest.mark.parametrize("arguments", [["--runs", "0"], ["--tokens", "1"], ["--streams", "-1"], ["--what"]])
+def printed(made: Results) -> list[str]:
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table(made))
+    return capture.get().splitlines()
+
+
+@pytest.mark.parametrize("subject", list(SubjectName))
+def test_the_table_fits_a_terminal_of_80_columns_and_has_a_line_for_each_row(subject: SubjectName) -> None:
+    made = results(subject)
+    lines = printed(made)
+    assert not any("…" in text for text in lines)
+    num_rows = sum(len(rows) for rows in made.programme.rows.values())
+    assert len(list(made.rows())) == num_rows
+    assert sum("met" in text or "missed" in text for text in lines) == sum(
+        plan.target is not None for rows in made.programme.rows.values() for plan in rows
+    )
+
+
+def test_what_was_not_measured_has_no_row() -> None:
+    assert list(Results(programme_of(SubjectName.ONE_LAYER)).rows()) == []
+
+
+def test_the_file_says_what_the_table_says_and_nothing_of_the_machine_s_folders() -> None:
+    made = content(results(), SUBJECT, began=datetime(2026, 1, 1, tzinfo=UTC), measured_on={})
+    text = json.dumps(made)
+    assert "/home" not in text
+    assert len(text) < 200 * 1024
+    rows = made["rows"]
+    assert isinstance(rows, list)
+    throughput = next(row for row in rows if row["row"] == "throughput (tokens/s)")
+    assert (throughput["load"], throughput["target"], throughput["met"]) == ("16 streams", "≥ 1.5", False)
+    assert made["engine_arguments"] == ["--model", "smol", "--served-model-name", "bench"]
+
+
+@pytest.mark.parametrize("subject", list(SubjectName))
+def test_a_picture_of_each_subject_can_be_drawn(tmp_path: Path, subject: SubjectName) -> None:
+    pytest.importorskip("matplotlib")
+    picture(results(subject), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_files_do_not_say_where_the_model_lies() -> None:
+    assert without_paths(("--model", "/home/me/smol")) == ["--model", "smol"]
+
+
+def test_all_subjects_are_measured_unless_some_are_named() -> None:
+    assert parse_options([]).subjects == tuple(SubjectName)
+    one = parse_options(["--subject", "one-layer", "--blocks", "2"])
+    assert (one.subjects, one.num_blocks, one.num_runs) == ((SubjectName.ONE_LAYER,), 2, None)
+    assert programme_of(SubjectName.ONE_LAYER, num_blocks=2).num_blocks == 2
+
+
+@pytest.mark.parametrize("arguments", [["--runs", "0"], ["--blocks", "x"], ["--subject", "gpt"], ["--what"]])
 def test_a_wrong_command_line_is_a_usage_error(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse_options(arguments)
