@@ -15,6 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # importing vLLM warns about 
 def test_the_gated_client_hands_on_everything_that_it_does_not_gate() -> None:
     protocol = importlib.import_module("vllm.engine.protocol").EngineClient
     gated_class = importlib.import_module("headrace_server.engine.vllm_gated_client").GatedEngineClient
+    counters = importlib.import_module("headrace_server.engine.vllm_stats").StepCounters()
 
     class Inner:
         """Answers every attribute with its name."""
@@ -22,7 +23,7 @@ def test_the_gated_client_hands_on_everything_that_it_does_not_gate() -> None:
         def __getattr__(self, name: str) -> Any:
             return name
 
-    gated = gated_class(Inner())
+    gated = gated_class(Inner(), counters)
     names = {n for n in {*vars(protocol), *protocol.__annotations__} if not n.startswith("_")}
     ours = {"check_admission", "generate", "encode", "abort"}
 

@@ -132,10 +132,6 @@ def validation_error(error: RequestValidationError) -> InvalidRequest:
     """Our error for a body, path or query that does not fit its model: the first problem, without the input."""
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
-    if problem["type"] == "json_invalid":
-        return InvalidRequest("the body is not valid JSON", code="invalid_json")
-    if problem["type"] == "missing" and not location:
-        return InvalidRequest("the body must be a JSON object", code="invalid_json")
     param = ".".join(location) or None
     message = str(problem["msg"]).removeprefix("Value error, ")
     return InvalidRequest(f"{param}: {message}" if param else message, param=param)

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from headrace_server.api.dependencies import caller_of, runtime_of
 from headrace_server.api.disconnect import unless_gone
-from headrace_server.api.routes import guarded_router
+from headrace_server.api.routes import WireRoute, guarded_router
 from headrace_server.api.schemas.chat import ChatCompletionRequest
 from headrace_server.api.schemas.common import WireRequest
 from headrace_server.api.schemas.completion import CompletionRequest
@@ -20,7 +20,7 @@ from headrace_server.api.sse import SseResponse
 from headrace_server.domain import EngineRequest, ModelId, Operation, UnaryReply
 from headrace_server.errors import EngineFault
 
-router = guarded_router("inference")
+router = guarded_router("inference", WireRoute)
 
 # Documented once more than JSON: `stream: true` answers with server-sent events.
 _STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}

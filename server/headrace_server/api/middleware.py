@@ -103,7 +103,7 @@ class _Exchange:
         self.request_id = _request_id(headers.get("x-request-id"))
         self._declared_bytes = headers.get("content-length", "0")
         self._has_body = self._declared_bytes != "0" or "transfer-encoding" in headers
-        scope.setdefault("state", {})["request_id"] = self.request_id
+        scope.setdefault("state", {}).update(request_id=self.request_id, direct_send=send)
 
     async def run(self, app: ASGIApp) -> None:
         try:

@@ -7,18 +7,20 @@ so that no spelling of a path gets around it.
 
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastapi import APIRouter, Request, Security
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from headrace_server.api.dependencies import authenticator_of
 from headrace_server.api.error_mapping import ErrorEnvelope
-from headrace_server.errors import ClientGone, UnsupportedMediaType
+from headrace_server.errors import ClientGone, InvalidRequest, UnsupportedMediaType
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -52,8 +54,12 @@ class JsonRequest(Request):
 class GuardedRoute(APIRoute):
     """Needs a caller."""
 
+    def answering(self) -> Handler:
+        """What answers, once the caller is known and the body has been read."""
+        return super().get_route_handler()
+
     def get_route_handler(self) -> Handler:
-        handle = super().get_route_handler()
+        handle = self.answering()
 
         async def guarded(request: Request) -> Response:
             request.state.caller = authenticator_of(request).authenticate(_presented_key(request))
@@ -66,14 +72,47 @@ class GuardedRoute(APIRoute):
         return guarded
 
 
+class WireRoute(GuardedRoute):
+    """Its endpoint takes the request and one wire model, the JSON body.
+
+    FastAPI documents it from its signature as any other, but does not call it: resolving what an endpoint may depend on
+    takes 0.15 ms, of an exchange that takes one or two in all.
+    """
+
+    def answering(self) -> Handler:
+        endpoint = self.endpoint
+        model: type[BaseModel] = get_type_hints(endpoint)["body"]
+
+        async def answer(request: Request) -> Response:
+            return await endpoint(request, _valid(model, await _json(request)))  # type: ignore[no-any-return]
+
+        return answer
+
+
+async def _json(request: Request) -> Any:
+    try:
+        return await request.json()
+    except json.JSONDecodeError:
+        raise InvalidRequest("the body is not valid JSON", code="invalid_json") from None
+
+
+def _valid(model: type[BaseModel], document: Any) -> BaseModel:
+    if not isinstance(document, dict):
+        raise InvalidRequest("the body must be a JSON object", code="invalid_json")
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors(include_url=False, include_input=False)) from None
+
+
 class OpenRoute(APIRoute):
     """Anyone may call; for probes only."""
 
 
-def guarded_router(tag: str) -> APIRouter:
+def guarded_router(tag: str, route_class: type[GuardedRoute] = GuardedRoute) -> APIRouter:
     """A router whose routes need a caller."""
     scheme = HTTPBearer(auto_error=False, description="An API key; `x-api-key: KEY` works too.")
-    return APIRouter(route_class=GuardedRoute, tags=[tag], responses=ERROR_RESPONSES, dependencies=[Security(scheme)])
+    return APIRouter(route_class=route_class, tags=[tag], responses=ERROR_RESPONSES, dependencies=[Security(scheme)])
 
 
 def open_router(tag: str) -> APIRouter:

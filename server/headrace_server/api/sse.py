@@ -43,19 +43,21 @@ class SseResponse(Response):
         self._events: EventStream | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The layers above look at an answer's head only; its pieces need not pass through each of them.
+        direct_send = scope.get("state", {}).get("direct_send", send)
         try:
-            await unless_gone(receive, self._stream(send))
+            await unless_gone(receive, self._stream(send, direct_send))
         finally:
             if self._events is not None:
                 await self._events.aclose()
 
-    async def _stream(self, send: Send) -> None:
+    async def _stream(self, send: Send, direct_send: Send) -> None:
         first = asyncio.ensure_future(self._first())
         try:
             if not await self._keep_alive_until(first, send):
                 first.result()  # raises where the stream failed: nothing has been sent, so the failure has a status
                 await self._send_headers(send)
-            await self._relay(first, send)
+            await self._relay(first, direct_send)
         finally:
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)

@@ -17,7 +17,7 @@ from headrace_server.bench.summary import Slo
 _DRAWN = (
     *(measures.THROUGHPUT, measures.GOODPUT, measures.TTFT_P50, measures.TTFT_P99, measures.ITL_P50, measures.ITL_P99),
     *(measures.TPOT_P50, measures.LATENCY_P50, measures.LATENCY_P99),
-    *(measures.SERVER_CPU, measures.SERVER_PEAK_RSS, measures.TREE_PEAK_RSS),
+    *(measures.SERVER_CPU, measures.SERVER_RSS, measures.TREE_PEAK_RSS),
 )
 _DISTRIBUTIONS = {"ttft_seconds": "time to first token", "itl_seconds": "gap between events with text"}
 _UNARY_DISTRIBUTIONS = {"latency_seconds": "latency"}

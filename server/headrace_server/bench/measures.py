@@ -61,6 +61,7 @@ LATENCY_P99 = _milliseconds("latency_p99_seconds", "latency p99")
 EVENTS_PER_TOKEN = Measure("text_events_per_token", "events/token", "", digits=3, better=Better.HIGHER)
 SERVER_CPU = Measure("server_cpu_seconds_per_token", "server CPU/token", "µs", 1e6)
 SERVER_PEAK_RSS = _mebibytes("server_peak_rss_bytes", "server peak RSS")
+SERVER_RSS = _mebibytes("server_rss_bytes", "server RSS")
 SERVER_ANON_RSS = _mebibytes("server_rss_anon_bytes", "server RssAnon")
 TREE_PEAK_RSS = _mebibytes("tree_peak_rss_bytes", "tree peak RSS")
 TREE_ANON_RSS = _mebibytes("tree_rss_anon_bytes", "tree RssAnon")
@@ -69,7 +70,7 @@ TREE_ANON_RSS = _mebibytes("tree_rss_anon_bytes", "tree RssAnon")
 MEASURES = (
     *(THROUGHPUT, REQUEST_RATE, GOODPUT),
     *(TTFT_P50, TTFT_P99, ITL_P50, ITL_P99, TPOT_P50, TPOT_P99, LATENCY_P50, LATENCY_P99, EVENTS_PER_TOKEN),
-    *(SERVER_CPU, SERVER_PEAK_RSS, SERVER_ANON_RSS, TREE_PEAK_RSS, TREE_ANON_RSS),
+    *(SERVER_CPU, SERVER_RSS, SERVER_PEAK_RSS, SERVER_ANON_RSS, TREE_PEAK_RSS, TREE_ANON_RSS),
 )
 
 

@@ -45,9 +45,10 @@ class ProcessEntry:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Resident bytes: the most there ever were (VmHWM), and those that are no file's now (RssAnon)."""
+    """Resident bytes: the most there ever were (VmHWM), those now (VmRSS), and of these what is no file's (RssAnon)."""
 
     peak_bytes: int = 0
+    resident_bytes: int = 0
     anonymous_bytes: int = 0
 
 
@@ -121,7 +122,7 @@ def memory_of(pid: ProcessId) -> Memory:
 
 
 def parse_memory(status: str) -> Memory:
-    """Two lines of a /proc/PID/status; a kernel thread has neither."""
+    """Three lines of a /proc/PID/status; a kernel thread has none of them."""
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    kib = [int(fields[name].split()[0]) if name in fields else 0 for name in ("VmHWM", "RssAnon")]
-    return Memory(kib[0] * 1024, kib[1] * 1024)
+    kib = (int(fields[name].split()[0]) if name in fields else 0 for name in ("VmHWM", "VmRSS", "RssAnon"))
+    return Memory(*(1024 * number for number in kib))

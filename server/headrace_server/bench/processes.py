@@ -76,7 +76,11 @@ class ServerProcesses:
     def memory(self) -> tuple[Memory, Memory]:
         """Of the server process, and the sum over all; pages that processes share count once for each of them."""
         each = {entry.pid: memory_of(entry.pid) for entry in self.entries()}
-        total = Memory(sum(m.peak_bytes for m in each.values()), sum(m.anonymous_bytes for m in each.values()))
+        total = Memory(
+            sum(memory.peak_bytes for memory in each.values()),
+            sum(memory.resident_bytes for memory in each.values()),
+            sum(memory.anonymous_bytes for memory in each.values()),
+        )
         return each.get(self.leader, Memory()), total
 
     async def pause(self) -> None:

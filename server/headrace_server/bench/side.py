@@ -129,6 +129,7 @@ def process_figures(
     server, tree = processes.memory()
     figures = {
         measures.SERVER_PEAK_RSS: float(server.peak_bytes),
+        measures.SERVER_RSS: float(server.resident_bytes),
         measures.SERVER_ANON_RSS: float(server.anonymous_bytes),
         measures.TREE_PEAK_RSS: float(tree.peak_bytes),
         measures.TREE_ANON_RSS: float(tree.anonymous_bytes),

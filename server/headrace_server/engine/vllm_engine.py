@@ -6,6 +6,7 @@ used: it ends the process when an engine dies and installs signal handlers.
 """
 
 import asyncio
+import ctypes
 import gc
 import logging
 import multiprocessing
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from headrace_server.engine.vllm_stats import StepCounters
 
 logger = logging.getLogger(__name__)
+
+_OPERATOR_DECIDES_ON_DYNAMO = "TORCHDYNAMO_DISABLE" in os.environ
 
 T = TypeVar("T")
 
@@ -76,6 +79,9 @@ class VllmEngine:
         """Import vLLM and start its processes. Runs in a thread, imports all that the loop will need."""
         _use_scratch(self._spec.scratch)
         import vllm.entrypoints.launchers.api_server.app_state  # noqa: F401
+        from vllm import envs
+
+        envs.disable_envs_cache()  # of an engine before this one
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.entrypoints.launchers.cli_args import make_arg_parser
         from vllm.platforms import current_platform
@@ -89,6 +95,9 @@ class VllmEngine:
 
         line = command_line(self._spec, cpu=current_platform.is_cpu())
         args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(line)
+        if current_platform.is_cpu() and not _OPERATOR_DECIDES_ON_DYNAMO:
+            # Eager does not stop vLLM from compiling its log probabilities: 16 s for the first request with any.
+            os.environ["TORCHDYNAMO_DISABLE"] = "1" if args.enforce_eager else "0"
         engine_args = AsyncEngineArgs.from_cli_args(args)
         engine_args.disable_log_stats = True
         if self._closing:
@@ -99,6 +108,8 @@ class VllmEngine:
             usage_context=UsageContext.OPENAI_API_SERVER,
             stat_loggers=[step_logger(self._counters)],
         )
+        self._llm.log_stats = False  # of every token; those of every step go on
+        envs.enable_envs_cache()  # as vLLM's own processes do; some are read for every token
         return args
 
     async def _open_serving(self, args: Namespace) -> "State":
@@ -108,15 +119,19 @@ class VllmEngine:
         from headrace_server.engine.vllm_errors import explanation
         from headrace_server.engine.vllm_gated_client import GatedEngineClient
         from headrace_server.engine.vllm_generation import VllmGeneration
+        from headrace_server.engine.vllm_renderer import OneVisitRenderer
         from headrace_server.engine.vllm_serving import VllmServing
 
         llm = self._require(self._llm)
         await llm.reset_mm_cache()
         state = State()
-        await init_app_state(GatedEngineClient(llm), state, args, await llm.get_supported_tasks())
+        counters = self._require(self._counters)
+        await init_app_state(GatedEngineClient(llm, counters), state, args, await llm.get_supported_tasks())
+        state.online_renderer.renderer = OneVisitRenderer(state.online_renderer.renderer)
         explain = explanation(lambda: llm.errored)
-        self._generation = VllmGeneration(llm, state, explain)
+        self._generation = VllmGeneration(llm, state, counters, explain)
         self._serving = VllmServing(state, explain)
+        await asyncio.to_thread(_settle_memory)
         return state
 
     def _info(self, state: "State") -> EngineInfo:
@@ -145,6 +160,7 @@ class VllmEngine:
             await asyncio.to_thread(llm.shutdown)
             # vLLM's client shuts down again when it is collected, which fails once the interpreter is going away.
             del llm
+            gc.unfreeze()
             gc.collect()
 
     async def _end_building(self) -> None:
@@ -161,6 +177,16 @@ class VllmEngine:
         if part is None:
             raise EngineDown("the engine of this model is not running")
         return part
+
+
+def _settle_memory() -> None:
+    """Give back what the start has left over, and keep what is here from being looked through again: a full collection
+    walks a million objects, 0.3 s in which no token is sent."""
+    gc.collect()
+    gc.freeze()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    if trim is not None:
+        trim(0)
 
 
 def _use_scratch(folder: Path | None) -> None:

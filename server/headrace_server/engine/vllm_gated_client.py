@@ -15,9 +15,10 @@ from vllm.inputs import EngineInput
 from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.pooling_params import PoolingParams
 from vllm.renderers.inputs.preprocess import extract_prompt_len
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from headrace_server.domain import Demand, Seat
+from headrace_server.engine.vllm_stats import StepCounters
 from headrace_server.errors import EngineFault
 
 
@@ -57,8 +58,9 @@ class _Delegated:
 class GatedEngineClient(EngineClient):
     """Wraps `inner`; whatever is not gated is the inner client's own."""
 
-    def __init__(self, inner: EngineClient) -> None:
+    def __init__(self, inner: EngineClient, counters: StepCounters) -> None:
         self.inner = inner
+        self._counters = counters
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """vLLM's own queue limits stay in force where configured; ours are asked after tokenising."""
@@ -68,20 +70,24 @@ class GatedEngineClient(EngineClient):
         self, prompt: EngineInput, sampling_params: SamplingParams, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         """`inner.generate` once the request has its seat."""
-        demand = Demand(self._num_tokens(prompt), (sampling_params.max_tokens or 0) * sampling_params.n)
-        await _seat().take(demand)
+        num_tokens = self._num_tokens(prompt)
+        await _seat().take(Demand(num_tokens, (sampling_params.max_tokens or 0) * sampling_params.n))
+        count = _TokenCount(self._counters, num_tokens, sampling_params.output_kind)
         async with aclosing(self.inner.generate(prompt, sampling_params, *args, **kwargs)) as outputs:
             async for output in outputs:
+                count.add(output)
                 yield output
 
     async def encode(
         self, prompt: EngineInput, pooling_params: PoolingParams, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
         """`inner.encode` once the request has its seat."""
-        await _seat().take(Demand(self._num_tokens(prompt), 0))
+        num_tokens = self._num_tokens(prompt)
+        await _seat().take(Demand(num_tokens, 0))
         async with aclosing(self.inner.encode(prompt, pooling_params, *args, **kwargs)) as outputs:
             async for output in outputs:
                 yield output
+        self._counters.began(num_tokens)
 
     def _num_tokens(self, prompt: EngineInput) -> int:
         length: int = extract_prompt_len(self.inner.model_config, prompt)
@@ -89,6 +95,23 @@ class GatedEngineClient(EngineClient):
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         await self.inner.abort(request_id)
+
+
+class _TokenCount:
+    """Counts a generation's tokens, whether its outputs bring the new ones or all so far."""
+
+    def __init__(self, counters: StepCounters, num_prompt_tokens: int, kind: RequestOutputKind) -> None:
+        self._counters = counters
+        self._num_prompt_tokens = num_prompt_tokens
+        self._repeats = kind is RequestOutputKind.CUMULATIVE
+        self._num_seen = 0
+
+    def add(self, output: RequestOutput) -> None:
+        self._counters.began(self._num_prompt_tokens)
+        self._num_prompt_tokens = 0
+        num_tokens = sum(len(choice.token_ids) for choice in output.outputs)
+        self._counters.generated(num_tokens - self._num_seen)
+        self._num_seen = num_tokens if self._repeats else 0
 
 
 def _seat() -> SeatInUse:

@@ -20,6 +20,7 @@ from headrace_server.engine.vllm_chat import VllmChat
 from headrace_server.engine.vllm_choices import Choice, check_finish
 from headrace_server.engine.vllm_completion import VllmCompletion
 from headrace_server.engine.vllm_prompts import Opened
+from headrace_server.engine.vllm_stats import StepCounters
 from headrace_server.engine.vllm_wire import wire_request
 from headrace_server.errors import RequestError
 from headrace_server.generation import Delta, Generation
@@ -30,8 +31,9 @@ Explain: TypeAlias = Callable[[Exception], RequestError]
 class VllmGeneration:
     """Opens generations on one engine; `explain` makes our error of whatever vLLM raises."""
 
-    def __init__(self, client: EngineClient, state: State, explain: Explain) -> None:
+    def __init__(self, client: EngineClient, state: State, counters: StepCounters, explain: Explain) -> None:
         self._client = client
+        self._counters = counters
         self._generates = getattr(state, "openai_serving_chat", None) is not None
         self._chat = VllmChat(getattr(state, "openai_serving_chat", None))
         self._completion = VllmCompletion(getattr(state, "openai_serving_completion", None))
@@ -66,41 +68,31 @@ class VllmGeneration:
         return await opener.opened(wire)
 
     async def _deltas(self, opened: Opened, request_id: str) -> AsyncGenerator[Sequence[Delta], None]:
+        parts, results = opened.choices_by_prompt(), self._results(opened, request_id)
+        unread = {number: prompt.num_tokens for number, prompt in enumerate(opened.prompts)}
         echo = [Delta(index, opened.echo, 0) for index in range(len(opened.choices))] if opened.echo else []
         try:
-            async with aclosing(self._steps(opened, request_id)) as steps:
-                async for step in steps:
+            async with aclosing(results):
+                async for number, result in results:
+                    if unread:
+                        self._counters.began(unread.pop(number, 0))
+                    step = _step(result, parts[number])
+                    for delta in step:
+                        self._counters.generated(delta.num_tokens)
                     yield [*echo, *step] if echo else step
                     echo = []
         except Exception as error:
             raise self._explain(error) from error
 
-    def _steps(self, opened: Opened, request_id: str) -> AsyncGenerator[list[Delta], None]:
-        streams = [
-            self._client.generate(prompt.engine_input, prompt.parameters, f"{request_id}-{number}", **prompt.options)
-            for number, prompt in enumerate(opened.prompts)
-        ]
-        if len(streams) == 1:
-            return _steps_of_one(streams[0], opened.choices)
-        return _steps_of_several(streams, opened.choices)
-
-
-async def _steps_of_one(
-    results: AsyncGenerator[RequestOutput, None], choices: Sequence[Choice]
-) -> AsyncGenerator[list[Delta], None]:
-    async with aclosing(results):
-        async for result in results:
-            yield _step(result, choices)
-
-
-async def _steps_of_several(
-    streams: Sequence[AsyncGenerator[RequestOutput, None]], choices: Sequence[Choice]
-) -> AsyncGenerator[list[Delta], None]:
-    """The n-th prompt has the n-th equal part of the choices."""
-    size = len(choices) // len(streams)
-    async with aclosing(merge_async_iterators(*streams)) as results:
-        async for number, result in results:
-            yield _step(result, choices[number * size : (number + 1) * size])
+    def _results(self, opened: Opened, request_id: str) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """What comes for each prompt, with the prompt's number."""
+        merged: AsyncGenerator[tuple[int, RequestOutput], None] = merge_async_iterators(
+            *(
+                self._client.generate(prompt.engine_input, prompt.parameters, f"{request_id}-{n}", **prompt.options)
+                for n, prompt in enumerate(opened.prompts)
+            )
+        )
+        return merged
 
 
 def _step(result: RequestOutput, choices: Sequence[Choice]) -> list[Delta]:

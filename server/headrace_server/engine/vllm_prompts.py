@@ -46,6 +46,11 @@ class Opened:
     role: str = "assistant"
     echo: str = ""
 
+    def choices_by_prompt(self) -> list[Sequence[Choice]]:
+        """The choices of each prompt."""
+        size = len(self.choices) // len(self.prompts)
+        return [self.choices[start : start + size] for start in range(0, len(self.choices), size)]
+
     def demand(self) -> Demand:
         """What it asks of the engine."""
         return Demand(

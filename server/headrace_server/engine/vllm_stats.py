@@ -1,7 +1,8 @@
 """vLLM's step statistics → `EngineStats`, through vLLM's stat-logger interface.
 
-vLLM's own Prometheus logger is kept out: it unregisters the collectors of every other engine in the process.
-`record` is called on the event loop after every engine step and only copies numbers.
+vLLM's own Prometheus logger is kept out: it unregisters the collectors of every other engine in the process. So are
+its statistics of every token, of which only two sums were used: those are counted where tokens pass by. `record` is
+called on the event loop after every engine step and only copies numbers.
 """
 
 from vllm.config import VllmConfig
@@ -26,9 +27,13 @@ class StepCounters:
         self._waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
         self._kv_cache_usage = stats.kv_cache_usage
 
-    def generated(self, stats: IterationStats) -> None:
-        self._prompt_tokens += stats.num_prompt_tokens
-        self._generation_tokens += stats.num_generation_tokens
+    def began(self, num_prompt_tokens: int) -> None:
+        """A prompt has been worked through: its first token is here."""
+        self._prompt_tokens += num_prompt_tokens
+
+    def generated(self, num_tokens: int) -> None:
+        """Tokens have come."""
+        self._generation_tokens += num_tokens
 
     def snapshot(self) -> EngineStats:
         return EngineStats(
@@ -59,8 +64,6 @@ class _StepLogger(PrometheusStatLogger):
         """Called after every step."""
         if scheduler_stats is not None:
             self.counters.scheduled(scheduler_stats)
-        if iteration_stats is not None:
-            self.counters.generated(iteration_stats)
 
     def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
         """Not counted; engines do not sleep here."""

@@ -152,16 +152,3 @@ def test_a_validation_error_names_the_field_and_keeps_the_input_to_itself() -> N
     problem = {"type": "value_error", "loc": ("body", "messages", 0), "msg": "Value error, too odd", "input": "secret"}
     error = validation_error(RequestValidationError([problem]))
     assert (error.message, error.param) == ("messages.0: too odd", "messages.0")
-
-
-@pytest.mark.parametrize(
-    "problem",
-    [
-        {"type": "json_invalid", "loc": ("body", 17), "msg": "JSON decode error", "input": {}},
-        {"type": "missing", "loc": ("body",), "msg": "Field required", "input": None},
-    ],
-)
-def test_a_body_that_is_no_json_object_is_called_that(problem: dict[str, object]) -> None:
-    error = validation_error(RequestValidationError([problem]))
-    assert (error.code, error.param) == ("invalid_json", None)
-    assert "JSON" in error.message

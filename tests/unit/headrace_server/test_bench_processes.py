@@ -62,9 +62,9 @@ def test_descendants_and_ancestors_are_found_over_generations_and_strangers_are_
     assert ancestors(ProcessId(99), TABLE) == set()
 
 
-def test_memory_is_the_peak_and_what_is_no_file_s() -> None:
-    assert parse_memory("Name:\tx\nVmHWM:\t    8 kB\nRssAnon:\t  4 kB\n") == Memory(8192, 4096)
-    assert parse_memory("Name:\tkthreadd\n") == Memory(0, 0)
+def test_memory_is_the_peak_what_is_resident_and_what_is_no_file_s() -> None:
+    assert parse_memory("Name:\tx\nVmHWM:\t    8 kB\nVmRSS:\t 6 kB\nRssAnon:\t  4 kB\n") == Memory(8192, 6144, 4096)
+    assert parse_memory("Name:\tkthreadd\n") == Memory(0, 0, 0)
     assert memory_of(ProcessId(2**22 + 1)) == Memory()
     assert 0 < memory_of(ProcessId(os.getpid())).anonymous_bytes <= memory_of(ProcessId(os.getpid())).peak_bytes
 
