@@ -7,7 +7,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test check format lock bench clean
+.PHONY: help setup setup-dev serve test check format lock bench bench-limits clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ lock: setup-dev  ## renew requirements/*.txt
 
 bench: setup-dev  ## measure the server
 	$(BIN)/python loadtests/bench_server.py $(ARGS)
+
+bench-limits: setup-dev  ## measure what a crowd and thousands of requests do to the server
+	$(BIN)/python loadtests/bench_limits.py $(ARGS)
 
 clean:  ## remove .venv, caches and build outputs
 	rm -rf .venv .venv.lock build dist htmlcov .coverage .coverage.* .hypothesis

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 READY = re.compile(r"Headrace is ready at (http\S+)/v1 ")
 START_SECONDS = 400
 STOP_SECONDS = 60
+GONE_SECONDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ def running_server(config: Path, log: Path, *, killed: bool = False) -> Iterator
             if process.poll() is None:  # a test may have sent the signal itself
                 process.send_signal(signal.SIGINT)
             assert process.wait(STOP_SECONDS) == 0, f"the server did not end well:\n{_tail(log)}"
-            assert not group_members(process.pid), "the server left processes behind"
+            assert _is_gone(process.pid), "the server left processes behind"
             assert not list(Path(scratch).iterdir()), "the server left files behind"
         finally:
             _kill_group(process.pid)
@@ -67,6 +69,17 @@ def _await_ready(process: "subprocess.Popen[bytes]", log: Path) -> str:
         if match := READY.search(line.decode()):
             return match.group(1)
     raise AssertionError(f"the server ended before it was ready:\n{_tail(log)}")
+
+
+def _is_gone(group: int) -> bool:
+    """Whether all of a process group has ended, soon after its leader: Python's resource tracker ends after everything
+    that it keeps track of, and may have to unlink what vLLM's processes left when they were told to end."""
+    until = time.monotonic() + GONE_SECONDS
+    while group_members(group):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def group_members(group: int) -> list[int]:
