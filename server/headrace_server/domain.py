@@ -141,7 +141,8 @@ class Demand:
     """What a request asks of its engine, known once it has been tokenised.
 
     `num_prompt_tokens` is over all prompts, None where the engine does not tokenise itself; `max_output_tokens` over
-    all choices, None where neither the request nor the engine sets a bound.
+    all choices, None where neither the request nor the engine sets a bound. Of a request whose inputs vLLM hands to its
+    engine one by one (embeddings, rerank, score), it is the first input's.
     """
 
     num_prompt_tokens: int | None

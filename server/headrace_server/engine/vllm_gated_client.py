@@ -19,7 +19,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from headrace_server.domain import Demand, Seat
 from headrace_server.engine.vllm_stats import StepCounters
-from headrace_server.errors import EngineFault
+from headrace_server.errors import EngineFault, RequestError
 
 
 class SeatInUse:
@@ -28,10 +28,19 @@ class SeatInUse:
     def __init__(self, seat: Seat) -> None:
         self._seat = seat
         self.is_taken = False
+        self.refusal: RequestError | None = None
+
+    def use(self) -> None:
+        """From here on, what the calling task and its children ask of the engine is asked for this seat."""
+        _current.set(self)
 
     async def take(self, demand: Demand) -> None:
         """See `Seat.take`."""
-        await self._seat.take(demand)
+        try:
+            await self._seat.take(demand)
+        except RequestError as error:
+            self.refusal = error
+            raise
         self.is_taken = True
 
 
@@ -41,7 +50,7 @@ _current: ContextVar[SeatInUse | None] = ContextVar("seat_in_use", default=None)
 def using_seat(seat: Seat) -> SeatInUse:
     """From here on, what the calling task and its children ask of the engine is asked for this seat."""
     place = SeatInUse(seat)
-    _current.set(place)
+    place.use()
     return place
 
 

@@ -15,7 +15,7 @@ from starlette.datastructures import State
 from starlette.responses import Response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
-from headrace_server.domain import EngineRequest, Operation, Reply, Seat, StreamReply, UnaryReply
+from headrace_server.domain import Demand, EngineRequest, Operation, Reply, Seat, StreamReply, UnaryReply
 from headrace_server.engine.vllm_errors import from_document
 from headrace_server.engine.vllm_gated_client import using_seat
 from headrace_server.engine.vllm_wire import wire_request
@@ -23,6 +23,9 @@ from headrace_server.errors import EngineFault, RequestError, UnsupportedOperati
 
 Handler: TypeAlias = Callable[..., Awaitable[Any]]
 Explain: TypeAlias = Callable[[Exception], RequestError]
+
+# What vLLM answers without its engine, and thus without passing by the seat.
+_WITHOUT_ENGINE = frozenset({Operation.TOKENIZE, Operation.DETOKENIZE, Operation.COUNT_TOKENS})
 
 # A frame that starts like this is vLLM's error document inside a stream that already began.
 _ERROR_PREFIXES = ('data: {"error"', "event: error\n")
@@ -59,11 +62,13 @@ class VllmServing:
         if handler is None:
             raise UnsupportedOperation(f"model {request.model!r} does not serve {request.operation.value}")
         wire = wire_request(request)
-        using_seat(seat)
+        place = using_seat(seat)
+        if request.operation in _WITHOUT_ENGINE:
+            await place.take(Demand(0, 0))
         try:
             return self._reply(await handler(wire, None), request.operation, seat)
         except Exception as error:
-            raise self._explain(error) from error
+            raise place.refusal or self._explain(error) from error
 
     def _reply(self, answer: object, operation: Operation, seat: Seat) -> Reply:
         match answer:
@@ -90,8 +95,9 @@ class VllmServing:
                     if place.is_taken:
                         yield b"".join(held)
                         held.clear()
+                        place.use()  # whoever reads on may be another task
             except Exception as error:
-                raise self._explain(error) from error
+                raise place.refusal or self._explain(error) from error
         if held:
             yield b"".join(held)
 

@@ -8,6 +8,7 @@ import asyncio
 from typing import Protocol
 
 from headrace_server.domain import Demand, EngineRequest
+from headrace_server.errors import RequestError
 
 
 class Ticket(Protocol):
@@ -57,13 +58,22 @@ class RequestSeat:
         self._ticket: Ticket | None = None
         self._asking = asyncio.Lock()
         self._is_over = False
+        self._refusal: RequestError | None = None
 
     async def take(self, demand: Demand) -> None:
         """See `domain.Seat.take`."""
         async with self._asking:
             if self._ticket is not None:
                 return
-            ticket = await self._admission.admit(self._request, demand)
+            if self._refusal is not None:
+                raise self._refusal
+            if self._is_over:
+                raise asyncio.CancelledError
+            try:
+                ticket = await self._admission.admit(self._request, demand)
+            except RequestError as error:
+                self._refusal = error
+                raise
             if self._is_over:
                 ticket.release()
                 raise asyncio.CancelledError

@@ -118,6 +118,9 @@ class AnswerStream:
                     raise
                 self._is_over = True
                 return self._frames.closing()
+            except BaseException:
+                self._is_over = True
+                raise
             frames = self._frames.of(step)
             if frames:  # else tokens that show nothing: half a character, the start of a tool call
                 return frames

@@ -33,8 +33,10 @@ class Said:
         for piece in delta.tool_calls:
             self.tool_calls.setdefault(piece.index, []).append(piece)
         if delta.logprobs is not None:
-            self.logprobs = [*(self.logprobs or ()), *delta.logprobs]
-        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+            self.logprobs = self.logprobs or []
+            self.logprobs.extend(delta.logprobs)
+        if delta.finish_reason is not None:
+            self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
 
     def calls(self) -> list[ToolCall]:
         """The tool calls in their order."""
