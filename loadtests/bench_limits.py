@@ -28,6 +28,7 @@ if not __package__:  # run as a script: find the package, not its modules
 from headrace_server.bench import document
 from headrace_server.bench.interrupts import unless_interrupted
 from headrace_server.bench.machine import is_busy, machine
+from headrace_server.bench.priority import priority
 from headrace_server.bench.process_table import PROC
 from headrace_server.bench.report import open_console
 from headrace_server.errors import HeadraceError, UsageError
@@ -186,6 +187,7 @@ def main() -> int:
             raise UsageError(f"--results: no such folder: {options.folder}")
         with (
             enough_open_files(options.num_open_files),
+            priority(),
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
             return 0 if runner.run(unless_interrupted(measure_and_report(options))) else 130

@@ -32,6 +32,7 @@ from headrace_server.bench.interrupts import unless_interrupted
 from headrace_server.bench.machine import is_busy, machine
 from headrace_server.bench.measures import Measure
 from headrace_server.bench.picture import check_can_draw
+from headrace_server.bench.priority import priority
 from headrace_server.bench.process_table import PROC
 from headrace_server.bench.record import Measurement, Record
 from headrace_server.bench.report import open_console
@@ -185,7 +186,7 @@ def main() -> int:
         if not options.folder.is_dir():
             raise UsageError(f"--results: no such folder: {options.folder}")
         check_can_draw(options.folder / "a.png")
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with priority(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return 0 if runner.run(unless_interrupted(compare_all(options))) else 130
     except UsageError as error:
         print(error, file=sys.stderr)

@@ -22,6 +22,7 @@ from headrace_server.bench.interrupts import unless_interrupted
 from headrace_server.bench.listening import find_server
 from headrace_server.bench.machine import is_busy, machine
 from headrace_server.bench.picture import check_can_draw
+from headrace_server.bench.priority import priority
 from headrace_server.bench.processes import ServerProcesses
 from headrace_server.bench.record import Measurement, Record
 from headrace_server.bench.side import Asking, HttpSide, SideFailed, open_side
@@ -59,7 +60,7 @@ def run_bench(options: BenchOptions) -> int:
     if options.picture_path is not None:
         check_can_draw(options.picture_path)
         document.check_can_be_written(options.picture_path, "--picture")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with priority(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_Bench(options, targets).run())
 
 

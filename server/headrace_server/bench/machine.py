@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from headrace_server import __version__
+from headrace_server.bench.priority import has_priority
 
 
 def machine() -> dict[str, object]:
@@ -18,6 +19,7 @@ def machine() -> dict[str, object]:
         "memory_bytes": int((_field("/proc/meminfo", "MemTotal") or "0").split()[0]) * 1024,
         "gpus": _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines(),
         "load_average_1min": round(os.getloadavg()[0], 2),
+        "client_priority": "real-time" if has_priority() else "ordinary",
     }
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace_server.bench.measures import Measure
+from headrace_server.bench.priority import has_priority
 from headrace_server.bench.record import Record
 from headrace_server.bench.stats import Estimate, Interval, median
 from headrace_server.bench.summary import BUSY_CORE_SHARE, LATE_SECONDS, Tally
@@ -91,7 +92,8 @@ def account(tally: Tally) -> str:
 
 def _client_note(record: Record) -> str:
     cost = (record.client_cpu_seconds_per_token or 0.0) * 1e6
-    note = f"this client: {cost:.1f} µs CPU/token, at most {record.client_core_share:.0%} of a core"
+    place = "real-time" if has_priority() else "ordinary, so it may wait for the servers it measures"
+    note = f"this client: {cost:.1f} µs CPU/token, at most {record.client_core_share:.0%} of a core; priority: {place}"
     if not record.is_generator_bound:
         return note
     limits = f"over {BUSY_CORE_SHARE:.0%} of its core, or p99 lateness over {LATE_SECONDS * 1e3:.0f} ms"
