@@ -98,7 +98,7 @@ def test_refusals_failures_and_a_client_at_its_limit_are_told() -> None:
 
 def test_nothing_is_told_of_a_client_that_had_time() -> None:
     notes = list(findings(recorded((1.0, 1.0))).notes())
-    assert notes[0] == "this client: 1000.0 µs CPU/token, at most 10% of a core"
+    assert notes[0].startswith("this client: 1000.0 µs CPU/token, at most 10% of a core; priority: ordinary")
     assert notes[1:] == ["server CPU from the kernel's process clock", "seed 5"]
 
 
