@@ -19,20 +19,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import assert_never
 
-import uvloop
 from rich.console import Console
 
 if not __package__:  # run as a script: find the package, not its modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from headrace_server.bench import document
-from headrace_server.bench.interrupts import unless_interrupted
 from headrace_server.bench.machine import is_busy, machine
-from headrace_server.bench.priority import priority
-from headrace_server.bench.process_table import PROC
 from headrace_server.bench.report import open_console
-from headrace_server.errors import HeadraceError, UsageError
+from headrace_server.errors import HeadraceError
 from loadtests import limits_report
+from loadtests.command_line import positive, run_measurement
 from loadtests.crowd import Size, measure_crowd
 from loadtests.limits_report import STALLED_CLIENT_SECONDS, Limits
 from loadtests.limits_server import enough_open_files, serving
@@ -163,40 +160,21 @@ def parse_options(arguments: list[str]) -> Options:
     """Read the command line; exits with 2 where it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--part", type=Part, action="append", choices=list(Part), help="default: all of them")
-    parser.add_argument("--blocks", type=_positive, default=8, metavar="N", help="alone and in a crowd; default: 8")
-    parser.add_argument("--requests", type=_positive, default=20_000, metavar="N", help="of the soak; default: 20000")
+    parser.add_argument("--blocks", type=positive, default=8, metavar="N", help="alone and in a crowd; default: 8")
+    parser.add_argument("--requests", type=positive, default=20_000, metavar="N", help="of the soak; default: 20000")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="for the file")
     read = parser.parse_args(arguments)
     parts = tuple(part for part in Part if part in (read.part or Part))
     return Options(parts, read.results, num_blocks=read.blocks, num_requests=read.requests)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
 def main() -> int:
     options = parse_options(sys.argv[1:])
-    try:
-        if not PROC.is_dir():
-            raise UsageError("this needs Linux: it reads /proc")
-        if not options.folder.is_dir():
-            raise UsageError(f"--results: no such folder: {options.folder}")
-        with (
-            enough_open_files(options.num_open_files),
-            priority(),
-            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-        ):
-            return 0 if runner.run(unless_interrupted(measure_and_report(options))) else 130
-    except UsageError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except HeadraceError as error:
-        print(error, file=sys.stderr)
-        return 1
+    return run_measurement(
+        lambda: measure_and_report(options),
+        results=options.folder,
+        prepare=lambda stack: stack.enter_context(enough_open_files(options.num_open_files)),
+    )
 
 
 if __name__ == "__main__":

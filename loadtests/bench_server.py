@@ -11,7 +11,6 @@ Exit codes: 0 measured (whether targets are met stands in the table), 1 a server
 """
 
 import argparse
-import asyncio
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import uvloop
 from rich.console import Console
 
 if not __package__:  # run as a script: find the package, not its modules
@@ -28,20 +26,17 @@ if not __package__:  # run as a script: find the package, not its modules
 
 from headrace_server.bench import document, measures
 from headrace_server.bench.arrivals import Load
-from headrace_server.bench.interrupts import unless_interrupted
 from headrace_server.bench.machine import is_busy, machine
 from headrace_server.bench.measures import Measure
 from headrace_server.bench.picture import check_can_draw
-from headrace_server.bench.priority import priority
-from headrace_server.bench.process_table import PROC
 from headrace_server.bench.record import Measurement, Record
 from headrace_server.bench.report import open_console
 from headrace_server.bench.side import Side
 from headrace_server.bench.summary import BlockResult
 from headrace_server.bench.turns import Turns
-from headrace_server.errors import HeadraceError, UsageError
 from loadtests import bench_report
 from loadtests.bench_report import Results
+from loadtests.command_line import positive, run_measurement
 from loadtests.launcher import SideName, Subject
 from loadtests.programmes import Programme, SubjectName, prepare, programme_of
 from loadtests.sides import launch_and_start
@@ -164,36 +159,20 @@ def parse_options(arguments: list[str]) -> Options:
     parser.add_argument(
         "--subject", type=SubjectName, action="append", choices=list(SubjectName), help="default: all of them"
     )
-    parser.add_argument("--blocks", type=_positive, metavar="N", help="of each load in a run; default: 4 and 6")
-    parser.add_argument("--runs", type=_positive, metavar="N", help="starts of all sides; default: 3 and 1")
+    parser.add_argument("--blocks", type=positive, metavar="N", help="of each load in a run; default: 4 and 6")
+    parser.add_argument("--runs", type=positive, metavar="N", help="starts of all sides; default: 3 and 1")
     parser.add_argument("--results", type=Path, default=bench_report.RESULTS, metavar="FOLDER", help="for the files")
     read = parser.parse_args(arguments)
     return Options(tuple(read.subject or SubjectName), read.blocks, read.runs, read.results)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
 def main() -> int:
     options = parse_options(sys.argv[1:])
-    try:
-        if not PROC.is_dir():
-            raise UsageError("this needs Linux: it reads /proc")
-        if not options.folder.is_dir():
-            raise UsageError(f"--results: no such folder: {options.folder}")
-        check_can_draw(options.folder / "a.png")
-        with priority(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return 0 if runner.run(unless_interrupted(compare_all(options))) else 130
-    except UsageError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except HeadraceError as error:
-        print(error, file=sys.stderr)
-        return 1
+    return run_measurement(
+        lambda: compare_all(options),
+        results=options.folder,
+        prepare=lambda _stack: check_can_draw(options.folder / "a.png"),
+    )
 
 
 if __name__ == "__main__":

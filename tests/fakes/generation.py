@@ -1,4 +1,4 @@
-"""Generations whose every delta the test sends, and an application on any engine with any admission.
+"""Generations whose every delta the test sends.
 
 `FakeDeltas` is an async generator inside, so it is exactly as strict as one: closing it, or reading it a second time,
 while somebody reads is an error, and one that was never read does nothing when it is closed.
@@ -6,18 +6,8 @@ while somebody reads is an error, and one that was never read does nothing when 
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
 
-from headrace_server.app import create_app
-from headrace_server.engine.base import Engine
-from headrace_server.engine.pool import EnginePool
 from headrace_server.generation import Delta, DeltaStream, Generation
-from headrace_server.observability.metrics import Metrics
-from headrace_server.runtime import Runtime
-from headrace_server.serving.admission import Admission
-from headrace_server.serving.inference import Inference
-from headrace_server.tenancy.keys import OpenDoor
-from tests.fakes.server import ALIAS, Stage, catalog_entry
 
 
 class FakeDeltas:
@@ -108,21 +98,3 @@ def generation(
 ) -> Generation:
     """What an engine answers."""
     return Generation(deltas, prompt_lengths, num_choices, role, fingerprint)
-
-
-def stage_on(engine: Engine, admission: Admission, *, hold_seconds: float = 60.0) -> Stage:
-    """An application on `engine` that `admission` lets requests into."""
-    pool = EnginePool([catalog_entry(aliases=(ALIAS,))], build=lambda _spec: engine)
-    metrics = Metrics()
-    metrics.watch(pool.stats, pool.statuses)
-    runtime = Runtime(pool, Inference(pool, {}, admission), OpenDoor(), metrics, hold_seconds)
-
-    @asynccontextmanager
-    async def open_runtime() -> AsyncIterator[Runtime]:
-        try:
-            await pool.load_all()
-            yield runtime
-        finally:
-            await pool.close()
-
-    return Stage(create_app(open_runtime), runtime)

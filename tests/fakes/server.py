@@ -16,15 +16,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace_server.app import HttpOptions, create_app
 from headrace_server.domain import ModelId
-from headrace_server.engine.base import EngineSpec
+from headrace_server.engine.base import Engine, EngineSpec
 from headrace_server.engine.pool import CatalogEntry, EnginePool
 from headrace_server.observability.metrics import Metrics
 from headrace_server.runtime import Runtime
-from headrace_server.serving.admission import OpenAdmission
+from headrace_server.serving.admission import Admission, OpenAdmission
 from headrace_server.serving.inference import Inference
 from headrace_server.serving.policy import ModelPolicy
 from headrace_server.tenancy.keys import Authenticator, OpenDoor
-from tests.fakes.engine import FakeEngine
 from tests.fakes.uvicorn_server import EventServer
 
 MODEL = ModelId("fake-model")
@@ -57,8 +56,9 @@ class Stage:
 
 
 def build_stage(
-    engine: FakeEngine,
+    engine: Engine,
     *,
+    admission: Admission | None = None,
     authenticator: Authenticator | None = None,
     policy: ModelPolicy | None = None,
     options: HttpOptions | None = None,
@@ -69,7 +69,7 @@ def build_stage(
     pool = EnginePool([catalog_entry(aliases=(ALIAS,))], build=lambda _spec: engine)
     metrics = Metrics()
     metrics.watch(pool.stats, pool.statuses)
-    inference = Inference(pool, {MODEL: policy or ModelPolicy()}, OpenAdmission())
+    inference = Inference(pool, {MODEL: policy or ModelPolicy()}, admission or OpenAdmission())
     runtime = Runtime(pool, inference, authenticator or OpenDoor(), metrics, hold_seconds)
 
     @asynccontextmanager

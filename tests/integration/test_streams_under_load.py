@@ -24,9 +24,9 @@ from headrace_server.generation import Delta, Generation
 from headrace_server.serving.admission import OpenAdmission
 from tests.fakes.engine import FakeEngine
 from tests.fakes.engine_requests import document, frames_of
-from tests.fakes.generation import generation, said, stage_on
+from tests.fakes.generation import generation, said
 from tests.fakes.process import running_server
-from tests.fakes.server import MODEL, Stage, serve_app
+from tests.fakes.server import MODEL, Stage, build_stage, serve_app
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -76,7 +76,7 @@ class House:
 async def serving(engine: Engine) -> AsyncIterator[House]:
     """A server in this loop. What is held is looked at before it stops, which would end everything."""
     admission = OpenAdmission()
-    stage = stage_on(engine, admission)
+    stage = build_stage(engine, admission=admission)
     async with serve_app(stage.app) as base_url:
         house = House(base_url, stage, admission, engine)
         yield house

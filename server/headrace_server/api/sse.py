@@ -87,7 +87,7 @@ class SseResponse(Response):
             await _send_body(send, await first)
             if self._events is not None:
                 async for event in self._events:
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                    await _send_body(send, event)
         except RequestError as error:
             await _send_body(send, self._error_event(error))
         except Exception:

@@ -13,15 +13,10 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.chat_utils import make_tool_call_id
 
+from headrace_server.engine.vllm_errors import aborted
 from headrace_server.engine.vllm_logprobs import token_logprobs
 from headrace_server.errors import EngineFault
 from headrace_server.generation import Delta, TokenLogprob, ToolCallDelta
-
-# vLLM's words for an end that the client must not take for an answer.
-_FAILED = {
-    "abort": EngineFault("the engine stopped this request before it was finished", code="engine_aborted"),
-    "error": EngineFault("the engine failed on this request"),
-}
 
 
 class Choice(Protocol):
@@ -203,9 +198,13 @@ class WholeChoice:
 
 def check_finish(output: CompletionOutput) -> None:
     """Raise EngineFault where vLLM ended a choice without finishing it."""
-    if output.finish_reason in _FAILED:
-        failure = _FAILED[output.finish_reason]
-        raise EngineFault(failure.message, code=failure.code)
+    match output.finish_reason:
+        case "abort":
+            raise aborted()
+        case "error":
+            raise EngineFault("the engine failed on this request")
+        case _:
+            pass
 
 
 def _piece(call: Any) -> ToolCallDelta:

@@ -6,6 +6,7 @@ vLLM reports failures in two ways: it raises, or it returns an `ErrorResponse` w
 import logging
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import TypeAlias
 
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 STOPPED = "the engine of this model has stopped"
 
+Explain: TypeAlias = Callable[[Exception], RequestError]
+"""Makes our error of whatever vLLM raised."""
+
 _CONTEXT_LENGTH_WORDS = ("maximum context length", "max_model_len", "longer than the maximum model length")
 _MESSAGE_LIMIT = 500
 
@@ -41,7 +45,12 @@ def translated(error: Exception) -> RequestError:
     return ours
 
 
-def explanation(is_dead: Callable[[], bool]) -> Callable[[Exception], RequestError]:
+def aborted() -> EngineFault:
+    """For an answer that vLLM ended of its own accord, which it reports like a finished one."""
+    return EngineFault("the engine stopped this request before it was finished", code="engine_aborted")
+
+
+def explanation(is_dead: Callable[[], bool]) -> Explain:
     """`translated` for one engine. `is_dead` says whether it has stopped: vLLM's errors do not always tell."""
 
     def explain(error: Exception) -> RequestError:

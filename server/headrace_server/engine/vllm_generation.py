@@ -5,9 +5,8 @@ reasoning and tool calls. Frames, documents and usage are `serving`'s. A stream 
 that nobody has fetched yet.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import TypeAlias
 
 from starlette.datastructures import State
 from vllm.engine.protocol import EngineClient
@@ -19,13 +18,11 @@ from headrace_server.domain import EngineRequest, Operation, Seat
 from headrace_server.engine.vllm_chat import VllmChat
 from headrace_server.engine.vllm_choices import Choice, check_finish
 from headrace_server.engine.vllm_completion import VllmCompletion
+from headrace_server.engine.vllm_errors import Explain
 from headrace_server.engine.vllm_prompts import Opened
 from headrace_server.engine.vllm_stats import StepCounters
 from headrace_server.engine.vllm_wire import wire_request
-from headrace_server.errors import RequestError
 from headrace_server.generation import Delta, Generation
-
-Explain: TypeAlias = Callable[[Exception], RequestError]
 
 
 class VllmGeneration:

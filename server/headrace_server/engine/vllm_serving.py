@@ -16,13 +16,12 @@ from starlette.responses import Response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from headrace_server.domain import Demand, EngineRequest, Operation, Reply, Seat, StreamReply, UnaryReply
-from headrace_server.engine.vllm_errors import from_document
+from headrace_server.engine.vllm_errors import Explain, aborted, from_document
 from headrace_server.engine.vllm_gated_client import using_seat
 from headrace_server.engine.vllm_wire import wire_request
-from headrace_server.errors import EngineFault, RequestError, UnsupportedOperation
+from headrace_server.errors import EngineFault, UnsupportedOperation
 
 Handler: TypeAlias = Callable[..., Awaitable[Any]]
-Explain: TypeAlias = Callable[[Exception], RequestError]
 
 # What vLLM answers without its engine, and thus without passing by the seat.
 _WITHOUT_ENGINE = frozenset({Operation.TOKENIZE, Operation.DETOKENIZE, Operation.COUNT_TOKENS})
@@ -117,7 +116,7 @@ def _encode(frame: object) -> bytes:
     if text.startswith(_ERROR_PREFIXES):
         raise _stream_error(text)
     if _ABORTED in text:
-        raise EngineFault("the engine stopped this request before it was finished", code="engine_aborted")
+        raise aborted()
     return text.encode()
 
 

@@ -92,8 +92,12 @@ def _finished(said: Said) -> Said:
         EngineFault: it has none.
     """
     if said.finish_reason is None:
-        raise EngineFault("the engine ended this request before it was finished", code="engine_aborted")
+        raise _cut_short()
     return said
+
+
+def _cut_short() -> EngineFault:
+    return EngineFault("the engine ended this request before it was finished", code="engine_aborted")
 
 
 class AnswerStream:
@@ -186,6 +190,9 @@ class _Frames:
             tail["system_fingerprint"] = self._generation.fingerprint
         if self._usage.always:
             tail["usage"] = self._tally.usage_of(index)
+        return self._with_head(tail)
+
+    def _with_head(self, tail: dict[str, object]) -> bytes:
         return self._head + b"," + _encode(tail)[1:-1] + _END
 
     def closing(self) -> bytes:
@@ -195,7 +202,7 @@ class _Frames:
             EngineFault: a choice has no end.
         """
         if self._open:
-            raise EngineFault("the engine ended this request before it was finished", code="engine_aborted")
+            raise _cut_short()
         if not self._usage.at_end:
             return _DONE
         tail: dict[str, object] = {
@@ -203,7 +210,7 @@ class _Frames:
             "usage": self._tally.usage(),
             "system_fingerprint": self._generation.fingerprint,
         }
-        return self._head + b"," + _encode(tail)[1:-1] + _END + _DONE
+        return self._with_head(tail) + _DONE
 
 
 def _is_plain(delta: Delta) -> bool:

@@ -20,8 +20,8 @@ from headrace_server.serving.admission import OpenAdmission, RequestSeat
 from headrace_server.tenancy.keys import EVERYONE
 from tests.fakes.engine import FakeEngine, FakeStream, Hold, frame
 from tests.fakes.engine_requests import frames_of
-from tests.fakes.generation import FakeDeltas, generation, said, stage_on
-from tests.fakes.server import ALIAS, MODEL, Stage, serve_app
+from tests.fakes.generation import FakeDeltas, generation, said
+from tests.fakes.server import ALIAS, MODEL, Stage, build_stage, serve_app
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -253,7 +253,7 @@ class TestTicketsOfRequests:
 
     async def begin(self, engine: FakeEngine) -> tuple[Stage, Gate]:
         gate = Gate()
-        stage = stage_on(engine, gate)
+        stage = build_stage(engine, admission=gate)
         await stage.runtime.pool.load_all()
         return stage, gate
 
@@ -416,7 +416,7 @@ class TestOverHttp:
         self, operation: Operation, stream: bool
     ) -> None:
         engine = synthetic()
-        stage = stage_on(engine, Refusing(Contended("others are first", retry_after_seconds=1.5)))
+        stage = build_stage(engine, admission=Refusing(Contended("others are first", retry_after_seconds=1.5)))
         async with serving(stage) as client:
             response = await client.post(operation.value, json=body_of(operation, stream=stream))
         assert response.status_code == 429
@@ -434,14 +434,14 @@ class TestOverHttp:
     @pytest.mark.parametrize(("operation", "stream"), REQUESTS)
     async def test_every_operation_takes_one_ticket_and_gives_it_back(self, operation: Operation, stream: bool) -> None:
         admission = _Counting()
-        async with serving(stage_on(synthetic(), admission)) as client:
+        async with serving(build_stage(synthetic(), admission=admission)) as client:
             response = await client.post(operation.value, json=body_of(operation, stream=stream))
             assert response.status_code == 200
             assert (admission.num_admitted, admission.num_tickets) == (1, 0)
 
     async def test_nothing_is_sent_while_a_stream_waits_for_its_ticket_and_its_events_follow(self) -> None:
         gate, engine = Gate(), FakeEngine([generation(said([Delta(0, "a", 1, "stop")]))])
-        async with serving(stage_on(engine, gate)) as client:
+        async with serving(build_stage(engine, admission=gate)) as client:
             answer = asyncio.create_task(client.post(Operation.CHAT, json=body_of(Operation.CHAT, stream=True)))
             await gate.entered.wait()
             assert not answer.done()
@@ -452,7 +452,7 @@ class TestOverHttp:
 
     async def test_a_stream_that_waits_too_long_gets_headers_and_comments_and_then_its_events(self) -> None:
         gate, engine = Gate(), FakeEngine([FakeStream(frame("a"))])
-        stage = stage_on(engine, gate, hold_seconds=0.01)
+        stage = build_stage(engine, admission=gate, hold_seconds=0.01)
         async with serving(stage) as client, opened(client) as response:
             pieces = response.aiter_raw()
             await comments(pieces, 3)
@@ -462,7 +462,7 @@ class TestOverHttp:
 
     async def test_a_stream_that_is_refused_after_comments_ends_in_an_error_event(self) -> None:
         gate, engine = Gate(), FakeEngine()
-        stage = stage_on(engine, gate, hold_seconds=0.01)
+        stage = build_stage(engine, admission=gate, hold_seconds=0.01)
         async with serving(stage) as client, opened(client) as response:
             assert response.status_code == 200
             pieces = response.aiter_raw()
@@ -476,7 +476,7 @@ class TestOverHttp:
     @pytest.mark.parametrize("stream", [True, False])
     async def test_a_client_that_leaves_while_it_waits_is_withdrawn(self, stream: bool) -> None:
         gate, engine = Gate(), FakeEngine()
-        async with serving(stage_on(engine, gate)) as client:
+        async with serving(build_stage(engine, admission=gate)) as client:
             answer = asyncio.create_task(client.post(Operation.CHAT, json=body_of(Operation.CHAT, stream=stream)))
             await gate.entered.wait()
             answer.cancel()
@@ -485,7 +485,7 @@ class TestOverHttp:
 
     async def test_a_client_that_leaves_among_the_comments_is_withdrawn(self) -> None:
         gate, engine = Gate(), FakeEngine()
-        async with serving(stage_on(engine, gate, hold_seconds=0.01)) as client:
+        async with serving(build_stage(engine, admission=gate, hold_seconds=0.01)) as client:
             async with opened(client) as response:
                 await comments(response.aiter_raw(), 1)
                 assert not gate.withdrawn.is_set()
@@ -495,7 +495,7 @@ class TestOverHttp:
     @pytest.mark.parametrize("stream", [True, False])
     async def test_a_client_that_leaves_after_it_was_admitted_gives_the_ticket_back(self, stream: bool) -> None:
         admission, deltas = OpenAdmission(), FakeDeltas()
-        async with serving(stage_on(FakeEngine([generation(deltas)]), admission)) as client:
+        async with serving(build_stage(FakeEngine([generation(deltas)]), admission=admission)) as client:
             answer = asyncio.create_task(client.post(Operation.CHAT, json=body_of(Operation.CHAT, stream=stream)))
             await deltas.asked.wait()
             assert admission.num_tickets == 1
