@@ -56,6 +56,7 @@ LOCKS = (
         options=("--override=overrides.txt", "--excludes=excludes.txt"),
     ),
     Lock("models", options=("--no-deps",)),
+    Lock("peers", constrained_by=("cpu",), options=("--no-deps",)),
 )
 
 

