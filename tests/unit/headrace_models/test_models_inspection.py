@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from headrace_models import ModelNotFound, Task, UnsafeModel, inspect
+from headrace_models.index_building import index_of_directory
+from headrace_models.inspection import facts_of, inspect_skeleton
+from tests.fakes.checkpoints import write_checkpoint
 from tests.unit.headrace_models.models_support import CONFIG, shard_bytes, tiny_shard, write_model
 
 
@@ -212,7 +215,8 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(model: Path, index: ob
         (shard_bytes({"w": entry(data_offsets=[-1, 2])}, bytes(12)), "bytes -1 to 2"),
         (shard_bytes({"w": entry(shape=[2, -3])}, bytes(12)), "shape"),
         (shard_bytes({"w": entry(shape=[True])}, bytes(12)), "shape"),
-        (shard_bytes({"w": entry(shape=[10**30])}, bytes(12)), "shape"),
+        (shard_bytes({"w": entry(shape=[10**18])}, bytes(12)), "shape"),
+        (shard_bytes({"w": entry(shape=[10**30])}, bytes(12)), "not an integer"),
         (shard_bytes({"w": entry(shape=[1] * 33)}, bytes(12)), "shape"),
     ],
 )
@@ -240,3 +244,131 @@ def test_a_module_with_pickled_weights_is_refused(model: Path) -> None:
     write_json(model / "modules.json", [{"path": ""}, {"path": "2_Dense"}])
     with pytest.raises(UnsafeModel, match="pickle"):
         inspect(model)
+
+
+def test_modules_without_a_type_need_no_weights(model: Path) -> None:
+    write_json(
+        model / "modules.json", [{"path": ""}, {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    )
+    assert inspect(model).num_parameters == 6
+
+
+DENSE = [{"path": "2_Dense/", "type": "sentence_transformers.models.Dense"}]
+
+
+def test_a_dense_module_without_its_weights_is_refused(model: Path) -> None:
+    write_json(model / "modules.json", DENSE)
+    with pytest.raises(UnsafeModel, match="2_Dense/model.safetensors"):
+        inspect(model)
+
+
+def test_the_weights_of_a_module_are_inspected_too(model: Path) -> None:
+    write_json(model / "modules.json", DENSE)
+    (model / "2_Dense").mkdir()
+    (model / "2_Dense" / "model.safetensors").write_bytes(shard_bytes({"w": entry()}, bytes(11)))
+    with pytest.raises(UnsafeModel, match="cut off"):
+        inspect(model)
+    (model / "2_Dense" / "model.safetensors").write_bytes(tiny_shard())
+    assert inspect(model).num_parameters == 6
+
+
+def test_a_config_nested_as_deeply_as_json_can_be_is_looked_through(model: Path) -> None:
+    depth = 900
+    content = '{"a":[' * (depth // 2) + '{"auto_map":{"A":"b.C"}}' + "]}" * (depth // 2)
+    (model / "config.json").write_text(content)
+    with pytest.raises(UnsafeModel, match="auto_map"):
+        inspect(model)
+
+
+def test_an_empty_auto_map_names_no_code(model: Path) -> None:
+    write_json(model / "tokenizer_config.json", {"auto_map": {}})
+    assert inspect(model).num_parameters == 6
+
+
+@pytest.mark.parametrize(
+    ("second", "weight_map", "reason"),
+    [
+        ("weight", {}, "in two shards"),
+        ("other", {"weight": "b.safetensors"}, "which it does not"),
+        ("other", {"third": "a.safetensors"}, "which it does not"),
+    ],
+)
+def test_shards_that_contradict_each_other_or_their_index_are_refused(
+    model: Path, second: str, weight_map: dict[str, str], reason: str
+) -> None:
+    (model / "model.safetensors").rename(model / "a.safetensors")
+    (model / "b.safetensors").write_bytes(shard_bytes({second: entry()}, bytes(12)))
+    if weight_map:
+        write_json(model / "model.safetensors.index.json", {"weight_map": {second: "b.safetensors", **weight_map}})
+    with pytest.raises(UnsafeModel, match=reason):
+        inspect(model)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_skeleton_and_an_index_say_what_the_directory_says(tmp_path: Path, shards: int) -> None:
+    write_checkpoint(tmp_path, shards=shards, hidden=32, num_layers=3)
+    index = index_of_directory(tmp_path, "file:///model", digests=False)
+    skeleton = tmp_path / "skeleton"
+    skeleton.mkdir()
+    (tmp_path / "config.json").rename(skeleton / "config.json")
+    write_json(skeleton / "sentence_bert_config.json", {"max_seq_length": 32})
+    inspect_skeleton(skeleton)
+    facts = facts_of(skeleton, index)
+    (skeleton / "config.json").rename(tmp_path / "config.json")
+    (skeleton / "sentence_bert_config.json").rename(tmp_path / "sentence_bert_config.json")
+    assert facts == inspect(tmp_path)
+    assert facts.max_length == 32
+
+
+@pytest.fixture
+def skeleton(model: Path) -> Path:
+    (model / "model.safetensors").unlink()
+    write_json(model / "tokenizer.json", {})
+    return model
+
+
+def test_a_skeleton_needs_no_weights(skeleton: Path) -> None:
+    inspect_skeleton(skeleton)
+
+
+def test_a_link_in_a_skeleton_is_refused_even_inside_it(skeleton: Path) -> None:
+    (skeleton / "vocab.json").symlink_to("tokenizer.json")
+    with pytest.raises(UnsafeModel, match=r"vocab\.json is a link"):
+        inspect_skeleton(skeleton)
+
+
+def test_a_linked_folder_in_a_skeleton_is_refused(skeleton: Path) -> None:
+    (skeleton / "real").mkdir()
+    write_json(skeleton / "real" / "config.json", {})
+    (skeleton / "1_Pooling").symlink_to("real")
+    with pytest.raises(UnsafeModel, match="1_Pooling"):
+        inspect_skeleton(skeleton)
+
+
+def test_a_skeleton_that_is_not_what_it_must_be_is_refused(skeleton: Path) -> None:
+    write_json(skeleton / "tokenizer_config.json", {"deep": [{"auto_map": {"A": "b.C"}}]})
+    with pytest.raises(UnsafeModel, match="auto_map"):
+        inspect_skeleton(skeleton)
+    os.remove(skeleton / "tokenizer_config.json")
+    os.mkfifo(skeleton / "vocab.txt")
+    with pytest.raises(UnsafeModel, match="not a regular file"):
+        inspect_skeleton(skeleton)
+    os.remove(skeleton / "vocab.txt")
+    (skeleton / "pytorch_model.bin").touch()
+    with pytest.raises(UnsafeModel, match="pickle"):
+        inspect_skeleton(skeleton)
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "cannot be read"), ("[]", "not a JSON object")])
+def test_a_skeleton_without_a_config_is_refused(skeleton: Path, content: str | None, reason: str) -> None:
+    (skeleton / "config.json").unlink()
+    if content is not None:
+        (skeleton / "config.json").write_text(content)
+    with pytest.raises(UnsafeModel, match=reason):
+        inspect_skeleton(skeleton)
+
+
+def test_facts_of_a_skeleton_without_a_config_are_refused(model: Path, tmp_path: Path) -> None:
+    index = index_of_directory(model, "file:///model", digests=False)
+    with pytest.raises(UnsafeModel, match="cannot be read"):
+        facts_of(tmp_path, index)
