@@ -7,10 +7,10 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test check format lock bench bench-limits clean
+.PHONY: help setup setup-dev serve test test-faults check format lock bench bench-limits bench-cache clean
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup:  ## make .venv with the server and its engine
 	@$(PYTHON) requirements/bootstrap.py
@@ -40,10 +40,13 @@ lock: setup-dev  ## renew requirements/*.txt
 bench: setup-dev  ## measure the server
 	$(BIN)/python loadtests/bench_server.py $(ARGS)
 
+test-faults: setup-dev  ## kill what writes models, hundreds of times
+	FAULT_KILLS=500 $(BIN)/python -m pytest tests/faults --timeout 3000 $(ARGS)
+
 bench-limits: setup-dev  ## measure what a crowd and thousands of requests do to the server
 	$(BIN)/python loadtests/bench_limits.py $(ARGS)
 
 clean:  ## remove .venv, caches and build outputs
-	rm -rf .venv .venv.lock build dist htmlcov .coverage .coverage.* .hypothesis
+	rm -rf .venv .venv.lock .peers .peers-* .tools build dist htmlcov .coverage .coverage.* .hypothesis
 	rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis
 	find server models tests loadtests requirements -type d -name __pycache__ -prune -exec rm -rf {} +
