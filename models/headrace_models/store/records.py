@@ -157,7 +157,7 @@ class Resolution:
                 raise StoreDamaged("a file in refs is not what this version writes")
 
 
-def _document(**fields: str | bool | None) -> bytes:
+def _document(**fields: str | bool | int | None) -> bytes:
     return json.dumps({"format": FORMAT, **fields}, indent=1).encode()
 
 
