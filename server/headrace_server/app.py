@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from headrace_server import __version__
-from headrace_server.api import health, inference, metrics, models, openapi
+from headrace_server.api import admin, health, inference, metrics, models, openapi
 from headrace_server.api.error_mapping import error_response, http_error, validation_error
 from headrace_server.api.middleware import HttpLimits, RequestBoundary
 from headrace_server.errors import RequestError
@@ -66,7 +66,7 @@ def create_app(open_runtime: OpenRuntime, options: HttpOptions | None = None) ->
         docs_url=None,
         redoc_url=None,
     )
-    for router in (inference.router, models.router, health.router, openapi.router):
+    for router in (inference.router, models.router, admin.router, health.router, openapi.router):
         app.include_router(router)
     if options.open_metrics:
         app.include_router(metrics.router)

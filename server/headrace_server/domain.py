@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import NewType, Protocol, TypeAlias
 
+from headrace_models.trust import Trust
 from headrace_server.generation import Generation
 
 ModelId = NewType("ModelId", str)
@@ -66,11 +67,65 @@ class ModelState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class GroupBytes:
+    """How much of one group of tensors (a layer, the embedding, ...) is on this machine."""
+
+    name: str
+    present_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsStatus:
+    """How far a model's weights are on their way to this machine.
+
+    `key` is the model's name in the store. `trust` is what is reached once everything is here. `fetched_bytes` came
+    since this server started, at `bytes_per_second` lately; `eta_seconds` is None while nothing comes and once
+    everything is here. `problem`: why the fetch failed, one line, or empty. `groups` are in execution order.
+    """
+
+    key: str
+    revision: str
+    trust: Trust
+    present_bytes: int
+    total_bytes: int
+    is_complete: bool = False
+    fetched_bytes: int = 0
+    bytes_per_second: float = 0.0
+    eta_seconds: float | None = None
+    problem: str = ""
+    groups: tuple[GroupBytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """A model as the store on disk holds it, whoever put it there.
+
+    `trust` is what may be claimed of the bytes that are present. `allocated_bytes` is what the disk gives it;
+    `last_used` is in seconds since the epoch. A pinned one is never evicted.
+    """
+
+    key: str
+    reference: str
+    revision: str
+    trust: Trust
+    present_bytes: int
+    total_bytes: int
+    allocated_bytes: int
+    last_used: float
+    is_complete: bool
+    is_pinned: bool
+    is_leased: bool
+    is_fetching: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One model as `/v1/models`, `/readyz` and `headrace ls` show it.
+    """One model as `/v1/models`, `/readyz` and `/admin/models` show it.
 
     `detail` is one line for people (why it failed, what it waits for) or empty. `operations` is empty until the engine
-    has said what it can. `max_model_len` is in tokens, `created` in seconds since the epoch.
+    has said what it can. `max_model_len` is in tokens, `created` in seconds since the epoch. `weights` is None until
+    the model has been found at its source, and where the engine loads none.
     """
 
     id: ModelId
@@ -82,6 +137,7 @@ class ModelStatus:
     operations: frozenset[Operation] = frozenset()
     max_model_len: int | None = None
     num_leases: int = 0
+    weights: WeightsStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)

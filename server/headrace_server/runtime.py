@@ -7,16 +7,19 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from headrace_server.catalog import catalog_entries
+from headrace_server.catalog import PlannedModel, cache_directory, catalog_entries, orders_of, plan_models
 from headrace_server.domain import ModelId, ModelStatus
 from headrace_server.engine.base import Engine, EngineSpec
-from headrace_server.engine.pool import CatalogEntry, EnginePool
+from headrace_server.engine.model_storage import ModelStorage, cached_models
+from headrace_server.engine.model_supply import ModelSupply
+from headrace_server.engine.pool import EnginePool
 from headrace_server.engine.registry import build_engine
+from headrace_server.observability.events import ModelFeed
 from headrace_server.observability.metrics import Metrics
 from headrace_server.serving.admission import OpenAdmission
 from headrace_server.serving.inference import Inference
@@ -36,6 +39,8 @@ class Runtime:
     authenticator: Authenticator
     metrics: Metrics
     header_hold_seconds: float
+    feed: ModelFeed
+    storage: ModelStorage
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +52,22 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Reporting:
+    """Where the server tells of itself; made before the runtime and closed after it."""
+
+    metrics: Metrics = field(default_factory=Metrics)
+    feed: ModelFeed = field(default_factory=ModelFeed)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What the settings come to, checked as far as that is quick; nothing has been started."""
 
-    catalog: tuple[CatalogEntry, ...]
+    models: tuple[PlannedModel, ...]
     policies: Mapping[ModelId, ModelPolicy]
     authenticator: Authenticator
     header_hold_seconds: float
+    cache_dir: Path
 
 
 def plan_runtime(settings: Settings) -> Plan:
@@ -66,25 +80,51 @@ def plan_runtime(settings: Settings) -> Plan:
         ModelId(model.id): ModelPolicy(model.client_chat_template, model.remote_media) for model in settings.models
     }
     return Plan(
-        catalog_entries(settings), policies, build_authenticator(settings.auth), settings.server.header_hold_seconds
+        plan_models(settings),
+        policies,
+        build_authenticator(settings.auth),
+        settings.server.header_hold_seconds,
+        cache_directory(settings.cache),
     )
 
 
 @asynccontextmanager
-async def open_runtime(plan: Plan, metrics: Metrics, progress: Progress) -> AsyncIterator[Runtime]:
-    """Build everything, load the models in the background, and take it all down at the end."""
+async def open_runtime(plan: Plan, reporting: Reporting, progress: Progress) -> AsyncIterator[Runtime]:
+    """Build everything, fetch and load the models in the background, and take it all down at the end."""
     with TemporaryDirectory(prefix="headrace-", ignore_cleanup_errors=True) as scratch:
-        pool = EnginePool(plan.catalog, build=partial(_build, Path(scratch)), on_change=progress.on_change)
-        metrics.watch(pool.stats, pool.statuses)
-        inference = Inference(pool, plan.policies, OpenAdmission())
-        runtime = Runtime(pool, inference, plan.authenticator, metrics, plan.header_hold_seconds)
+        supply = ModelSupply(orders_of(plan.models), on_change=lambda model: feed.publish(pool.status(model)))
+        feed = reporting.feed
+        pool = EnginePool(
+            catalog_entries(plan.models, supply),
+            build=partial(_build, Path(scratch)),
+            on_change=lambda status: _tell(status, feed, progress),
+        )
+        reporting.metrics.watch(pool.stats, pool.statuses)
+        runtime = Runtime(
+            pool,
+            Inference(pool, plan.policies, OpenAdmission()),
+            plan.authenticator,
+            reporting.metrics,
+            plan.header_hold_seconds,
+            feed,
+            ModelStorage(partial(cached_models, plan.cache_dir)),
+        )
         try:
             async with asyncio.TaskGroup() as tasks:
-                loading = tasks.create_task(_load(pool, progress))
+                # In this order: the first fetch is on its way before any engine is imported.
+                work = [tasks.create_task(supply.run()), tasks.create_task(_load(pool, progress))]
                 yield runtime
-                loading.cancel()
+                for task in work:
+                    task.cancel()
         finally:
+            feed.close()
             await pool.close()
+            supply.close()  # not before the engines, which read what is leased
+
+
+def _tell(status: ModelStatus, feed: ModelFeed, progress: Progress) -> None:
+    feed.publish(status)
+    progress.on_change(status)
 
 
 def _build(scratch: Path, spec: EngineSpec) -> Engine:

@@ -5,7 +5,7 @@ need `serve_app`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,9 +15,11 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace_server.app import HttpOptions, create_app
-from headrace_server.domain import ModelId
+from headrace_server.domain import CachedModel, ModelId, WeightsStatus
 from headrace_server.engine.base import Engine, EngineSpec
+from headrace_server.engine.model_storage import ModelStorage
 from headrace_server.engine.pool import CatalogEntry, EnginePool
+from headrace_server.observability.events import ModelFeed
 from headrace_server.observability.metrics import Metrics
 from headrace_server.runtime import Runtime
 from headrace_server.serving.admission import Admission, OpenAdmission
@@ -32,14 +34,20 @@ CHAT_BODY: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "c
 STREAM_BODY: dict[str, object] = {**CHAT_BODY, "stream": True}
 
 
-def catalog_entry(model: str = MODEL, *, aliases: tuple[str, ...] = ()) -> CatalogEntry:
+def catalog_entry(
+    model: str = MODEL,
+    *,
+    aliases: tuple[str, ...] = (),
+    weights: Callable[[], WeightsStatus | None] = lambda: None,
+    explain: Callable[[], str | None] = lambda: None,
+) -> CatalogEntry:
     """A model that needs no preparation."""
     spec = EngineSpec(ModelId(model), "fake", aliases=tuple(map(ModelId, aliases)))
 
     async def prepare() -> EngineSpec:
         return spec
 
-    return CatalogEntry(spec.model, spec.aliases, "fake:", prepare)
+    return CatalogEntry(spec.model, spec.aliases, "fake:", prepare, weights, explain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +72,18 @@ def build_stage(
     options: HttpOptions | None = None,
     hold_seconds: float = 60.0,
     load: bool = True,
+    weights: Callable[[], WeightsStatus | None] = lambda: None,
+    look: Callable[[], tuple[CachedModel, ...]] = lambda: (),
 ) -> Stage:
-    """An application on `engine`; with `load` false the test itself calls `runtime.pool.load_all`."""
-    pool = EnginePool([catalog_entry(aliases=(ALIAS,))], build=lambda _spec: engine)
+    """An application on `engine`; with `load` false the test itself calls `runtime.pool.load_all`. `weights` are the
+    model's, `look` is what the store holds."""
+    feed = ModelFeed()
+    entry = catalog_entry(aliases=(ALIAS,), weights=weights)
+    pool = EnginePool([entry], build=lambda _spec: engine, on_change=feed.publish)
     metrics = Metrics()
     metrics.watch(pool.stats, pool.statuses)
     inference = Inference(pool, {MODEL: policy or ModelPolicy()}, admission or OpenAdmission())
-    runtime = Runtime(pool, inference, authenticator or OpenDoor(), metrics, hold_seconds)
+    runtime = Runtime(pool, inference, authenticator or OpenDoor(), metrics, hold_seconds, feed, ModelStorage(look))
 
     @asynccontextmanager
     async def open_runtime() -> AsyncIterator[Runtime]:

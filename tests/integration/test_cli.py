@@ -78,6 +78,12 @@ def test_a_port_in_use_is_one_line_and_exit_2(config: Path) -> None:
         ("models: [{id: a}]", "needs a source"),
         ("models: [{id: a, source: 'nope://x'}]", "nope://x"),
         ("models: [{id: a, source: 'embedded:nobody'}]", "nobody"),
+        ("models: [{id: a, source: 'hf://a/b/c/d'}]", "hf://a/b/c/d"),
+        ("models: [{id: a, source: /m, require_trust: much}]", "require_trust"),
+        ("models: [{id: a, engine: synthetic, require_trust: file}]", "require_trust"),
+        ("cache: {max_bytes: -1}", "cache.max_bytes"),
+        ("cache: {bytes_per_second: fast}", "cache.bytes_per_second"),
+        ("cache: {insecure_hosts: ['http://h/']}", "cache.insecure_hosts"),
         ("auth: {keys_file: /does/not/exist}", "auth.keys_file"),
         ("server: {host: 0.0.0.0}", "auth.mode: none"),
     ],
@@ -162,13 +168,6 @@ def test_run_answers_on_the_running_server(tmp_path: Path) -> None:
     assert alone.stdout == through_server.stdout
     assert len(alone.stdout.split()) == 5
     assert "/v1/chat/completions" in log
-
-
-def test_ls_lists_configured_and_embedded_models(config: Path) -> None:
-    rows = json.loads(headrace("ls", "--json", "--config", str(config)).stdout)
-
-    assert {"id": "words", "source": "synthetic", "engine": "synthetic", "state": "configured"} in rows
-    assert {row["source"] for row in rows} >= {"embedded:smollm2-135m-instruct", "embedded:all-minilm-l6-v2"}
 
 
 def test_config_show_masks_secrets(tmp_path: Path) -> None:

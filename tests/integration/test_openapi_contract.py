@@ -25,7 +25,8 @@ telemetry: {access_log: false}
 """
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 PATHS = [("POST", operation.value) for operation in Operation] + [
-    ("GET", path) for path in ("/v1/models", "/v1/models/{model_id}", "/livez", "/readyz", "/startupz", "/version")
+    ("GET", path)
+    for path in ("/v1/models", "/v1/models/{model_id}", "/admin/models", "/livez", "/readyz", "/startupz", "/version")
 ]
 
 

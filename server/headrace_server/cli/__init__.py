@@ -4,12 +4,14 @@ that `headrace --help` stays fast.
 Exit codes: 0 done, 1 failed, 2 the command, its configuration or its surroundings cannot work (one line says why).
 """
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from headrace_models.errors import ModelError
+from headrace_server.cli import model_commands
 from headrace_server.cli.bench import bench
+from headrace_server.cli.model_commands import ConfigOption, JsonOption
 from headrace_server.errors import HeadraceError, UsageError
 
 EXIT_FAILED = 1
@@ -26,16 +28,12 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 app.command()(bench)
+model_commands.register(app)
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="Configuration file; else HEADRACE_CONFIG, else ./headrace.yaml."),
-]
 ModelOption = Annotated[
     list[str] | None,
     typer.Option("--model", help="Model reference to serve, in place of the configured ones; may be repeated."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -63,14 +61,6 @@ def run(
     from headrace_server.cli.chat import run_chat
 
     raise typer.Exit(run_chat(model, prompt, config=config, max_tokens=max_tokens))
-
-
-@app.command("ls")
-def list_models(config: ConfigOption = None, json: JsonOption = False) -> None:
-    """List the models that are configured, embedded or prepared."""
-    from headrace_server.cli.listing import print_models
-
-    print_models(config, as_json=json)
 
 
 @config_app.command("show")
@@ -113,10 +103,10 @@ def main() -> None:
         app()
     except UsageError as error:
         _fail(error, EXIT_USAGE)
-    except HeadraceError as error:
+    except (HeadraceError, ModelError) as error:
         _fail(error, EXIT_FAILED)
 
 
-def _fail(error: HeadraceError, code: int) -> None:
+def _fail(error: HeadraceError | ModelError, code: int) -> None:
     typer.echo(f"headrace: {error}", err=True)
     raise SystemExit(code) from error

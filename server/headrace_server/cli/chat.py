@@ -28,8 +28,7 @@ from headrace_server.domain import (
     StreamReply,
 )
 from headrace_server.errors import EngineFault, HeadraceError, UsageError
-from headrace_server.observability.metrics import Metrics
-from headrace_server.runtime import Progress, Runtime, open_runtime, plan_runtime
+from headrace_server.runtime import Progress, Reporting, Runtime, open_runtime, plan_runtime
 from headrace_server.settings.loading import load_settings
 from headrace_server.settings.schema import Settings
 from headrace_server.tenancy.keys import EVERYONE
@@ -114,7 +113,7 @@ async def _own_engine(settings: Settings, model: str) -> AsyncIterator[tuple[Run
     loaded: asyncio.Future[tuple[ModelStatus, ...]] = asyncio.get_running_loop().create_future()
     progress = Progress(on_change=_show_progress, on_settled=loaded.set_result)
     own = Settings.model_validate({**settings.model_dump(), "models": chosen})
-    async with open_runtime(plan_runtime(own), Metrics(), progress) as runtime:
+    async with open_runtime(plan_runtime(own), Reporting(), progress) as runtime:
         status = (await loaded)[0]
         if status.state is not ModelState.READY:
             raise UsageError(f"{status.id}: {status.detail}")

@@ -25,5 +25,5 @@ def print_schema(*, as_table: bool) -> None:
 
 def check(config: Path | None) -> None:
     """Check everything that can be checked without starting; raises UsageError where something is wrong."""
-    entries = plan_runtime(load_settings(config=config)).catalog
-    typer.echo(f"configuration is valid: {len(entries)} model(s): {', '.join(entry.id for entry in entries)}")
+    models = plan_runtime(load_settings(config=config)).models
+    typer.echo(f"configuration is valid: {len(models)} model(s): {', '.join(model.id for model in models)}")

@@ -27,8 +27,7 @@ from headrace_server.cli.listener import bind
 from headrace_server.domain import ModelState, ModelStatus, Operation
 from headrace_server.errors import UsageError
 from headrace_server.observability.logging import configure_logging
-from headrace_server.observability.metrics import Metrics
-from headrace_server.runtime import Plan, Progress, Runtime, open_runtime, plan_runtime
+from headrace_server.runtime import Plan, Progress, Reporting, Runtime, open_runtime, plan_runtime
 from headrace_server.settings.loading import load_settings
 from headrace_server.settings.schema import (
     LogFormat,
@@ -100,7 +99,7 @@ class ServerProcess:
         self._settings = settings
         self._plan = plan
         self._listener = listener
-        self._metrics = Metrics()
+        self._reporting = Reporting()
         self._began = time.monotonic()
         self._server = self._build_server()
         self._exit_code = 0
@@ -131,10 +130,10 @@ class ServerProcess:
             ssl_certfile=tls.cert_file,
             ssl_keyfile=tls.key_file,
         )
-        return _Server(config)
+        return _Server(config, on_shutdown=self._reporting.feed.close)
 
     def _open_runtime(self) -> AbstractAsyncContextManager[Runtime]:
-        return open_runtime(self._plan, self._metrics, Progress(on_settled=self._settle))
+        return open_runtime(self._plan, self._reporting, Progress(on_settled=self._settle))
 
     def _settle(self, statuses: tuple[ModelStatus, ...]) -> None:
         ready = [status for status in statuses if status.state is ModelState.READY]
@@ -174,7 +173,9 @@ class ServerProcess:
             yield
             return
         with _bind(self._settings.server, port) as listener:
-            config = uvicorn.Config(metrics_app(self._metrics), log_config=None, access_log=False, lifespan="off")
+            config = uvicorn.Config(
+                metrics_app(self._reporting.metrics), log_config=None, access_log=False, lifespan="off"
+            )
             server = _Server(config)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(server.serve(sockets=[listener]))
@@ -183,7 +184,16 @@ class ServerProcess:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers."""
+    """uvicorn without its signal handlers. `on_shutdown` is called before connections are waited for: an answer that
+    would go on for as long as the server does has to end by itself."""
+
+    def __init__(self, config: uvicorn.Config, *, on_shutdown: Callable[[], None] = lambda: None) -> None:
+        super().__init__(config)
+        self._on_shutdown = on_shutdown
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_shutdown()
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -15,17 +15,27 @@ from headrace_server.domain import EngineReply, EngineRequest, EngineStats, Mode
 
 
 @dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """Which model of which store holds the weights; they may still be on their way, the loader waits for them."""
+
+    cache_dir: Path
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSpec:
     """What an engine is built from.
 
     Attributes:
         model: the id under which the engine serves its model.
         kind: which engine (`registry` knows the names).
-        directory: weights, config and tokenizer of the model; None for engines that load nothing.
+        directory: config and tokenizer of the model, and its weights unless `store` has them; None for engines that
+            load nothing.
         url: base address of an upstream server, `http(s)://host:port[/path]` or `unix:///path/to/socket`.
         arguments: engine arguments from the configuration's allow-list, by name; may hold a key, so never shown.
         aliases: further names under which requests may reach the model.
         scratch: a folder for sockets and the like, removed when the server ends; None: the system's.
+        store: where the weights are read from; None: from `directory`.
     """
 
     model: ModelId
@@ -35,6 +45,7 @@ class EngineSpec:
     arguments: Mapping[str, object] = field(default_factory=dict, repr=False)
     aliases: tuple[ModelId, ...] = ()
     scratch: Path | None = None
+    store: StoredWeights | None = None
 
 
 @dataclass(frozen=True, slots=True)

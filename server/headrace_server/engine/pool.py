@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from headrace_server.domain import EngineStats, ModelId, ModelState, ModelStatus, Operation
+from headrace_server.domain import EngineStats, ModelId, ModelState, ModelStatus, Operation, WeightsStatus
 from headrace_server.engine.base import Engine, EngineInfo, EngineSpec
 from headrace_server.errors import (
     Draining,
@@ -33,14 +33,18 @@ _CHECK_SECONDS = 2.0
 class CatalogEntry:
     """One model that this server offers: its engine's spec, less what only its preparation knows.
 
-    `prepare` brings the weights to this machine and returns the complete spec; it may take minutes and raises
-    `RequestError` with one clear line where it cannot. `source` is for people.
+    `prepare` returns the complete spec as soon as an engine may start on it, while weights may still be on their way;
+    it may take minutes and raises `RequestError` with one clear line where it cannot. `weights` says how far they are,
+    `explain` why they do not come: an engine that waits for them in vain ends in its worker, which cannot say so well.
+    `source` is for people.
     """
 
     id: ModelId
     aliases: tuple[ModelId, ...]
     source: str
     prepare: Callable[[], Awaitable[EngineSpec]]
+    weights: Callable[[], WeightsStatus | None] = lambda: None
+    explain: Callable[[], str | None] = lambda: None
 
 
 @dataclass(slots=True)
@@ -101,7 +105,7 @@ class EnginePool:
             slot.info = await slot.engine.start()
             self._enter(slot, ModelState.READY)
         except HeadraceError as error:
-            await self._fail(slot, str(error))
+            await self._fail(slot, slot.entry.explain() or str(error))
         except Exception:
             logger.exception("model_load_failed", extra={"model": slot.entry.id})
             await self._fail(slot, "internal error; the log says more")
@@ -230,4 +234,5 @@ def _status(slot: _Slot) -> ModelStatus:
         operations=slot.info.operations if slot.info else frozenset(),
         max_model_len=slot.info.max_model_len if slot.info else None,
         num_leases=slot.num_leases,
+        weights=slot.entry.weights(),
     )

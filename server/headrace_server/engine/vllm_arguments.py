@@ -4,12 +4,19 @@ One list serves three readers: vLLM's own argument parser (`vllm_engine`), the c
 sides get this list), and people who want to see what is run.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 
 from headrace_server.engine.base import EngineSpec
+from headrace_server.engine.vllm_load_report import REPORT_KEY, report_path
 from headrace_server.errors import UsageError
 
 GIB = 1024**3
+
+# Our loader's name in vLLM, and what it is told.
+LOAD_FORMAT = "headrace"
+STORE_KEY = "headrace_store"
+MODEL_KEY = "headrace_key"
 
 # Eager: compiling on a CPU costs 43 to 67 s at start-up and gains nothing measurable in decoding. An explicit KV
 # size skips vLLM's warm-up pass and stops it from reserving a share of all memory.
@@ -29,9 +36,20 @@ def command_line(spec: EngineSpec, *, cpu: bool) -> list[str]:
     line = ["--model", str(spec.directory), "--served-model-name", *names, "--no-use-tqdm-on-load"]
     if arguments.get("tool_call_parser"):
         line.append("--enable-auto-tool-choice")
+    if spec.store is not None:
+        line += ["--load-format", LOAD_FORMAT, "--model-loader-extra-config", json.dumps(_loader_settings(spec))]
     for name, value in sorted(arguments.items()):
         line.extend(_flag(name, value))
     return line
+
+
+def _loader_settings(spec: EngineSpec) -> Mapping[str, str]:
+    """What our loader is told: where the weights are, and where it may say why it failed."""
+    if spec.store is None:
+        return {}
+    report = report_path(spec)
+    location = {STORE_KEY: str(spec.store.cache_dir), MODEL_KEY: spec.store.key}
+    return location if report is None else {**location, REPORT_KEY: str(report)}
 
 
 def _flag(name: str, value: object) -> Iterator[str]:

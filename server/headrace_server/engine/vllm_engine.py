@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from headrace_server.domain import EngineReply, EngineRequest, EngineStats, Operation, Seat
 from headrace_server.engine.base import EngineInfo, EngineSpec
 from headrace_server.engine.vllm_arguments import command_line
+from headrace_server.engine.vllm_load_report import report_path, take_report
 from headrace_server.errors import EngineDown, EngineFault
 
 if TYPE_CHECKING:
@@ -72,11 +73,17 @@ class VllmEngine:
             state = await self._open_serving(args)
         except (Exception, SystemExit) as error:  # vLLM's parser exits; its builders raise anything
             logger.exception("engine_start_failed", extra={"model": self._spec.model})
-            raise EngineFault(f"the engine did not start: {_first_line(error)}") from error
+            raise EngineFault(f"the engine did not start: {self._reason(error)}") from error
         return self._info(state)
+
+    def _reason(self, error: BaseException) -> str:
+        """What the loader has left word of; of a worker's failure vLLM itself says only that there was one."""
+        report = report_path(self._spec)
+        return (report and take_report(report)) or _first_line(error)
 
     def _build(self) -> Namespace:
         """Import vLLM and start its processes. Runs in a thread, imports all that the loop will need."""
+        logger.info("vllm_import", extra={"model": self._spec.model})
         _use_scratch(self._spec.scratch)
         import vllm.entrypoints.launchers.api_server.app_state  # noqa: F401
         from vllm import envs

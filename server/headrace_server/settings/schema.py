@@ -19,9 +19,13 @@ from pydantic import (
     model_validator,
 )
 
+from headrace_models.trust import Trust
+
 DEFAULT_MODEL = "embedded:smollm2-135m-instruct"
 MIB = 1024**2
 
+_HOST = r"([A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\])"
+HostAndPort = Annotated[str, StringConstraints(pattern=rf"^{_HOST}(:[0-9]{{1,5}})?$")]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$")]
 
 
@@ -72,7 +76,17 @@ class ServerSettings(_Section):
 class CacheSettings(_Section):
     """The model cache."""
 
-    dir: Path = Field(Path("~/.cache/headrace"), description="where prepared models are kept")
+    dir: Path = Field(Path("~/.cache/headrace"), description="where models are kept")
+    max_bytes: PositiveInt | None = Field(
+        None, description="most bytes of fetched weights; the least recently used ones go first. Unset: the disk's size"
+    )
+    max_connections: PositiveInt | None = Field(
+        None, description="most connections of a fetch at once; unset: what the source finds polite"
+    )
+    bytes_per_second: PositiveInt | None = Field(None, description="most bytes that a fetch takes in a second")
+    insecure_hosts: tuple[HostAndPort, ...] = Field(
+        (), description="hosts (`host` or `host:port`) that may be spoken to over plain HTTP; loopback always may"
+    )
 
 
 class AuthMode(StrEnum):
@@ -164,7 +178,14 @@ class ModelSettings(_Section):
 
     id: ModelName = Field(description="the name that clients use")
     aliases: tuple[ModelName, ...] = Field((), description="further names")
-    source: str | None = Field(None, description="model reference: `embedded:…`, `file:///dir` or a path")
+    source: str | None = Field(
+        None,
+        description="model reference: `embedded:…`, `hf://…`, `oci://…`, `s3://…`, `https://…`, `file://…` or a path",
+    )
+    require_trust: Trust = Field(
+        Trust.NONE,
+        description="refuse weights that cannot be checked so far: `chunk`, `file`, or `none` for any",
+    )
     engine: EngineKind = Field(EngineKind.VLLM, description="what runs it")
     arguments: EngineArguments = Field(EngineArguments(), description="vLLM arguments, see below")
     upstream: UpstreamArguments = Field(UpstreamArguments(), description="for `engine: upstream`, see below")
@@ -183,6 +204,8 @@ class ModelSettings(_Section):
             raise ValueError(f"model {self.id!r} needs a source")
         if self.engine is EngineKind.UPSTREAM and self.upstream.url is None:
             raise ValueError(f"model {self.id!r} needs upstream.url")
+        if self.engine is not EngineKind.VLLM and self.require_trust is not Trust.NONE:
+            raise ValueError(f"model {self.id!r} has no weights here, so require_trust means nothing")
         return self
 
 

@@ -1,12 +1,14 @@
 """The pool: states, names, leases, and that every engine ends exactly once."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from headrace_server.domain import EngineStats, ModelId, ModelState, ModelStatus, Operation
+from headrace_models.trust import Trust
+from headrace_server.domain import EngineStats, ModelId, ModelState, ModelStatus, Operation, WeightsStatus
 from headrace_server.engine.base import Engine, EngineSpec
 from headrace_server.engine.pool import CatalogEntry, EnginePool, Lease
 from headrace_server.errors import (
@@ -117,6 +119,27 @@ async def test_a_failed_preparation_or_an_unknown_engine_fails_that_model_only()
     await pool.load_all()
     assert [status.state for status in pool.statuses()] == [ModelState.FAILED, ModelState.FAILED, ModelState.READY]
     assert [status.detail for status in pool.statuses()] == ["the weights are not there", "unknown engine", ""]
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"), [("the source went away", "the source went away"), (None, "engine core failed")]
+)
+async def test_an_engine_that_waited_in_vain_for_its_weights_fails_with_the_reason_of_the_fetch(
+    reason: str | None, shown: str
+) -> None:
+    engine = FakeEngine()
+    engine.start_error = EngineFault("engine core failed")
+    pool = EnginePool([catalog_entry(A, explain=lambda: reason)], build=lambda _spec: engine)
+    await pool.load_all()
+    assert (pool.status(A).state, pool.status(A).detail) == (ModelState.FAILED, shown)
+
+
+async def test_a_status_tells_how_far_the_weights_are_at_that_moment() -> None:
+    weights = WeightsStatus("k-0123456789ab", "r1", Trust.FILE, 0, 100)
+    pool = EnginePool([catalog_entry(A, weights=lambda: weights)], build=lambda _spec: FakeEngine())
+    assert pool.status(A).weights == weights
+    weights = replace(weights, present_bytes=50)
+    assert pool.statuses()[0].weights == weights
 
 
 async def test_a_defect_in_an_engines_start_fails_that_model_without_showing_the_defect() -> None:

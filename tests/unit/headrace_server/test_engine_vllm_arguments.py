@@ -1,13 +1,16 @@
 """The command line that vLLM is started with."""
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from headrace_server.domain import ModelId
-from headrace_server.engine.base import EngineSpec
+from headrace_server.engine.base import EngineSpec, StoredWeights
 from headrace_server.engine.vllm_arguments import CPU_DEFAULTS, command_line
+from headrace_server.engine.vllm_load_report import report_path
 from headrace_server.errors import UsageError
 
 BARE = ["--model", "/models/m", "--served-model-name", "m", "--no-use-tqdm-on-load"]
@@ -65,6 +68,20 @@ def test_on_a_cpu_the_defaults_differ_and_what_is_set_wins() -> None:
 def test_a_spec_without_a_directory_is_refused_by_the_models_name() -> None:
     with pytest.raises(UsageError, match="'m'"):
         command_line(EngineSpec(ModelId("m"), "vllm"), cpu=True)
+
+
+def test_weights_of_a_store_are_loaded_by_our_loader_which_is_told_where_they_are() -> None:
+    stored = replace(spec(), store=StoredWeights(Path("/cache dir"), "m-0123456789ab"))
+    line = command_line(stored, cpu=False)
+    assert line[: len(BARE)] == BARE
+    assert line[len(BARE) :][:3] == ["--load-format", "headrace", "--model-loader-extra-config"]
+    assert json.loads(line[-1]) == {"headrace_store": "/cache dir", "headrace_key": "m-0123456789ab"}
+
+
+def test_the_loader_is_told_where_to_say_why_it_failed_where_there_is_such_a_place() -> None:
+    stored = replace(spec(), store=StoredWeights(Path("/c"), "m-0123456789ab"), scratch=Path("/scratch"))
+    settings = json.loads(command_line(stored, cpu=False)[-1])
+    assert settings["headrace_report"] == str(report_path(stored))
 
 
 def test_the_command_line_is_made_without_vllm() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from headrace_models.trust import Trust
 from headrace_server.settings.schema import AuthMode, AuthSettings, Settings, is_loopback
 
 
@@ -80,6 +81,22 @@ def test_each_engine_needs_what_it_runs_on() -> None:
     )
 
 
+@pytest.mark.parametrize("host", ["models", "models.example:8080", "10.0.0.1:80", "[::1]:80", "my_host", "a"])
+def test_a_host_may_be_named_with_or_without_its_port(host: str) -> None:
+    assert settings(cache={"insecure_hosts": [host]}).cache.insecure_hosts == (host,)
+
+
+def test_trust_is_required_of_weights_that_are_loaded_here_only() -> None:
+    assert settings(models=[{"id": "a", "source": "/m"}]).models[0].require_trust is Trust.NONE
+    assert (
+        settings(models=[{"id": "a", "source": "/m", "require_trust": "chunk"}]).models[0].require_trust is Trust.CHUNK
+    )
+    with pytest.raises(ValidationError, match="require_trust"):
+        settings(models=[{"id": "a", "source": "/m", "require_trust": "much"}])
+    with pytest.raises(ValidationError, match="require_trust means nothing"):
+        settings(models=[model("a", require_trust="file")])
+
+
 def test_certificate_and_key_go_together() -> None:
     with pytest.raises(ValidationError, match="go together"):
         settings(server={"tls": {"cert_file": "/c"}})
@@ -94,6 +111,14 @@ def test_certificate_and_key_go_together() -> None:
         ("server", "body_timeout_seconds", 0),
         ("server", "header_hold_seconds", -1),
         ("server", "stalled_client_seconds", 0),
+        ("cache", "max_bytes", 0),
+        ("cache", "max_connections", 0),
+        ("cache", "bytes_per_second", 0),
+        ("cache", "insecure_hosts", ["http://models.example"]),
+        ("cache", "insecure_hosts", ["models.example/path"]),
+        ("cache", "insecure_hosts", ["user@models.example"]),
+        ("cache", "insecure_hosts", ["models.example:port"]),
+        ("cache", "insecure_hosts", [""]),
         ("telemetry", "log_level", "loud"),
         ("telemetry", "log_format", "xml"),
     ],
