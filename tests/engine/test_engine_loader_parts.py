@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from headrace_models.errors import UnsafeModel
+from headrace_models.errors import FetchFailed, UnsafeModel
 from headrace_models.reading.tensors import TensorBytes
 from headrace_models.store.stored_model import StoredModel
 from headrace_models.trust import Trust
@@ -257,6 +257,25 @@ def test_wrong_files_end_the_weights_before_the_engine_is_ready(loading: Any, or
         arriving.writer.fail(UnsafeModel("not what the source states"))
     with pytest.raises(Exception, match="not what the source states"):
         next(weights)
+
+
+def test_a_model_that_stops_asking_early_is_not_ready_before_its_files_are_proven(
+    loading: Any, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = publish_empty(original, tmp_path / "proven", trust=Trust.FILE)
+    loader = make_loader(loading, stored)
+    with ArrivingModel(stored, original) as arriving:
+        arriving.bring_all()
+
+        def load_first(self: Any, **_arguments: object) -> str:
+            next(self._get_weights_iterator(source(loading, stored)))
+            arriving.writer.fail(UnsafeModel("not what the source states"))
+            arriving.writer.close()
+            return "a model"
+
+        monkeypatch.setattr(loading.DefaultModelLoader, "load_model", load_first)
+        with pytest.raises(FetchFailed, match="not what the source states"):
+            loader.load_model(vllm_config=None, model_config=None)
 
 
 def test_header_files_give_vllm_what_the_shards_would(tmp_path: Path) -> None:

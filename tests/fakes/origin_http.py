@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
+TRICKLED_BYTES = 500
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -31,13 +33,15 @@ class Ask:
 @dataclass
 class Reply:
     """What to send. `sent_bytes`: so much of the body only, and then the connection is closed, or, if `stalls`, held
-    until the server ends. `chunked`: no Content-Length."""
+    until the server ends, or, if `trickles`, goes on for some seconds a byte at a time. `chunked`: no
+    Content-Length."""
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     sent_bytes: int | None = None
     stalls: bool = False
+    trickles: bool = False
     chunked: bool = False
 
 
@@ -105,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             self.wfile.write(reply.body[: reply.sent_bytes])
+            if reply.trickles:
+                self._trickle(reply.body[reply.sent_bytes :])
         except OSError:
             self.server.origin.dropped.set()
             raise
@@ -112,6 +118,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.origin.stalled.set()
             self.server.origin.ended.wait()
         self.close_connection = reply.stalls or reply.sent_bytes is not None
+
+    def _trickle(self, body: bytes) -> None:
+        for byte in body[:TRICKLED_BYTES]:
+            if self.server.origin.ended.wait(0.01):
+                return
+            self.wfile.write(bytes([byte]))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""

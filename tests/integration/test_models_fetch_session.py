@@ -12,15 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from headrace_models.fetch import fetcher, patience
+from headrace_models.errors import FetchFailed, SourceChanged
+from headrace_models.fetch import fetcher, looking_on, patience
 from headrace_models.fetch.client import FetchProcess
 from headrace_models.fetch.events import Completed, Failed, FetchEvent, Indexed, Noted, Progress, Started
 from headrace_models.fetch.request import FetchRequest
-from headrace_models.fetch.session import run_session
+from headrace_models.fetch.session import run_session, shards_of
 from headrace_models.layer_plan import Stage, is_tied, stage_groups
+from headrace_models.reading.open_model import open_model
 from headrace_models.reference import parse_reference
+from headrace_models.sources import http_body
 from headrace_models.sources.base import Body, SourceFile
 from headrace_models.store.model_store import ModelStore
+from headrace_models.store.model_writer import ModelWriter
 from headrace_models.store.stored_model import StoredModel
 from headrace_models.trust import Trust
 from loadtests.origin import faults as of
@@ -30,6 +34,7 @@ from loadtests.origin.link import Link
 from loadtests.origin.server import Origin, running_origin
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.memory_source import MemorySource
+from tests.fakes.origin_http import Ask, Reply, origin_http, serve
 
 WEIGHTS = When(path="*model*.safetensors")
 BLOBS = When(path="*/blobs/*")
@@ -283,6 +288,45 @@ def test_a_reference_that_cannot_change_needs_no_source_at_all(origin: Origin, c
     assert origin.stats().paths == {}
 
 
+def die(_writer: ModelWriter) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("is_away", [False, True], ids=["there", "away"])
+def test_a_fetch_that_died_before_its_seal_is_sealed_by_the_next_one(
+    origin: Origin, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, is_away: bool
+) -> None:
+    completed(fetch(FetchRequest(oci(origin), cache_dir, groups=())))
+    pinned = FetchRequest(f"oci://{origin.address}/tiny@{stored(cache_dir, oci(origin)).revision}", cache_dir)
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelWriter, "seal", die)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(pinned)
+    if is_away:
+        origin.set_faults(Faults((of.Status(status=503),)))
+    assert completed(fetch(pinned)).trust is Trust.FILE
+    assert stored(cache_dir, pinned.reference).status().proven
+
+
+def test_wrong_bytes_of_a_fetch_that_died_before_its_seal_are_fetched_again(
+    origin: Origin, checkpoint: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    completed(fetch(FetchRequest(oci(origin), cache_dir, groups=())))
+    pinned = FetchRequest(f"oci://{origin.address}/tiny@{stored(cache_dir, oci(origin)).revision}", cache_dir)
+    origin.set_faults(Faults((of.Flip(when=BLOBS, every_bytes=4 * MIB),)))
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelWriter, "seal", die)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(pinned)
+    assert completed(fetch(pinned)).trust is Trust.FILE
+    assert kept_shards(stored(cache_dir, pinned.reference)) == shards(checkpoint)
+
+
+def test_a_part_of_what_only_whole_files_prove_is_not_called_checked(origin: Origin, cache_dir: Path) -> None:
+    assert completed(fetch(FetchRequest(oci(origin), cache_dir, groups=("layer.0",)))).trust is Trust.NONE
+    assert completed(fetch(FetchRequest(oci(origin, "indexed"), cache_dir, groups=("layer.0",)))).trust is Trust.CHUNK
+
+
 def test_more_trust_than_the_source_can_give_is_refused_before_the_weights(
     origin: Origin, checkpoint: Path, cache_dir: Path
 ) -> None:
@@ -320,6 +364,112 @@ def test_a_connection_that_trickles_is_given_up(
     completed(fetch(FetchRequest("hf://a/b", cache_dir, stall_seconds=0.2)))
     assert len(trickled) == 1
     assert kept_shards(stored(cache_dir, "hf://a/b")) == shards(checkpoint)
+
+
+def memory_source(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> MemorySource:
+    """What `hf://a/b` is from now on."""
+    source = MemorySource.from_directory(checkpoint)
+    monkeypatch.setattr("headrace_models.fetch.locating.open_source", lambda _reference, _options: source)
+    return source
+
+
+def test_a_source_that_always_breaks_off_within_a_chunk_ends_the_fetch(
+    checkpoint: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = memory_source(checkpoint, monkeypatch)
+
+    def break_off(_file: SourceFile, begin: int, end: int) -> None:
+        source.breaks_after = 20_000 if end - begin > MIB else None
+
+    source.before_read, source.max_connections = break_off, 1
+    request = FetchRequest("hf://a/b", cache_dir, patience_seconds=0.1, max_connections=1)
+    assert failed(fetch(request)).kind == "SourceUnavailable"
+
+
+def test_a_connection_that_trickles_over_a_real_socket_is_given_up(
+    checkpoint: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_body, "GATHER_SECONDS", 0.02)
+    files = {f"/m/{path.name}": path.read_bytes() for path in checkpoint.iterdir() if path.is_file()}
+    whole = serve(files)
+    trickled: list[str] = []
+
+    def answer(ask: Ask) -> Reply:
+        reply = whole(ask)
+        if len(reply.body) > MIB and not trickled:
+            trickled.append(ask.path)
+            return replace(reply, sent_bytes=1, trickles=True)
+        return reply
+
+    with origin_http(answer) as origin:
+        completed(fetch(FetchRequest(f"{origin.url}/m/", cache_dir, stall_seconds=0.3)))
+        assert kept_shards(stored(cache_dir, f"{origin.url}/m/")) == shards(checkpoint)
+    assert origin.dropped.is_set(), "it was not waited for"
+
+
+def test_what_is_demanded_counts_against_the_budget(origin: Origin, checkpoint: Path, cache_dir: Path) -> None:
+    total = sum(map(len, shards(checkpoint).values()))
+    with open_model(web(origin), cache_dir, max_bytes=total // 2) as model:
+        with pytest.raises(FetchFailed, match=r"cache\.max_bytes"):
+            for _tensor in model.tensors():
+                pass
+        assert model.stored.status().allocated_bytes < total // 2
+
+
+def test_a_stop_ends_a_fetch_on_demand_that_waits_for_bytes(
+    checkpoint: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, stop, asked = memory_source(checkpoint, monkeypatch), threading.Event(), threading.Event()
+
+    def wait_until_closed(file: SourceFile, begin: int, _end: int) -> None:
+        while file.path.endswith(".safetensors") and begin > MIB and not source.is_closed:
+            asked.set()
+            time.sleep(0.005)
+
+    source.before_read = wait_until_closed
+    request, ended = FetchRequest("hf://a/b", cache_dir, on_demand=True), threading.Event()
+
+    def demand(event: FetchEvent) -> None:
+        if isinstance(event, Indexed):
+            with ModelStore(cache_dir).open_key(event.key).reader() as reader:
+                reader.want(0, 2 * MIB, 3 * MIB)
+
+    def run() -> None:
+        run_session(request, demand, stop=stop)
+        ended.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert asked.wait(10)
+        stop.set()
+        assert ended.wait(10)
+    finally:
+        source.is_closed = True
+        thread.join()
+
+
+def test_who_wants_a_whole_model_gets_it_from_a_process_that_fetches_on_demand(
+    origin: Origin, checkpoint: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking_on, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(looking_on, "IDLE_SECONDS", 0.1)
+    with open_model(web(origin), cache_dir) as model:
+        model.tensor(model.index.tensors[0].name)
+        completed(fetch(FetchRequest(web(origin), cache_dir)))
+        assert kept_shards(model.stored) == shards(checkpoint)
+
+
+def test_a_shard_that_is_listed_with_another_size_than_before_is_not_mixed(
+    checkpoint: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = memory_source(checkpoint, monkeypatch)
+    completed(fetch(FetchRequest("hf://a/b", cache_dir, groups=())))
+    index = stored(cache_dir, "hf://a/b").index
+    assert [file.path for file in shards_of(index, source)] == [file.path for file in index.files]
+    source.files = tuple(replace(file, size_bytes=file.size_bytes + 1) for file in source.files)
+    with pytest.raises(SourceChanged, match="another size"):
+        shards_of(index, source)
 
 
 def test_a_stage_fetches_its_own_bytes(origin: Origin, checkpoint: Path, cache_dir: Path) -> None:
@@ -466,6 +616,32 @@ def test_a_child_that_always_dies_is_given_up(cache_dir: Path, monkeypatch: pyte
     event = failed(events)
     assert event.kind == "FetchFailed"
     assert "JSON" in event.message
+
+
+def test_a_child_that_cannot_be_started_again_is_a_failure(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace_models.fetch.client.MAX_STARTS", 2)
+    process = FetchProcess(FetchRequest("hf://a/b", cache_dir))
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.executable", shutil.which("false"))
+        process.start()
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    assert "No such file" in failed(list(process.events())).message
+
+
+def test_a_child_that_dies_before_it_has_read_its_request_is_a_failure(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace_models.fetch.client.MAX_STARTS", 1)
+    monkeypatch.setattr("sys.executable", shutil.which("false"))
+
+    def late(_request: FetchRequest) -> str:
+        time.sleep(0.05)
+        return "{}"
+
+    monkeypatch.setattr(FetchRequest, "to_json", late)
+    process = FetchProcess(FetchRequest("hf://a/b", cache_dir))
+    process.start()
+    assert "exit code 1" in failed(list(process.events())).message
 
 
 def test_leftovers_of_dead_fetches_are_swept(origin: Origin, cache_dir: Path) -> None:

@@ -52,12 +52,12 @@ class FetchProcess:
             for attempt in range(MAX_STARTS):
                 if attempt > 0:
                     yield Noted(f"the fetching process ended ({reason}); starting it again")
-                    self.start()
+                    reason = self._start_again()
                 for event in self._events_of_child():
                     yield event
                     if isinstance(event, Completed | Failed):
                         return
-                reason = self._reap()
+                reason = self._reap() or reason
                 if self._is_stopped:
                     return
         finally:
@@ -71,6 +71,14 @@ class FetchProcess:
             if self._child is not None:
                 self._child.process.kill()
 
+    def _start_again(self) -> str:
+        """Why that cannot be done."""
+        try:
+            self.start()
+        except OSError as error:
+            return f"it cannot be started: {error.strerror or error}"
+        return "it was never started"
+
     def _events_of_child(self) -> Iterator[FetchEvent]:
         child = self._child
         for line in child.output if child else ():
@@ -79,11 +87,11 @@ class FetchProcess:
             except (ValueError, KeyError, TypeError):
                 return  # cut off in the middle
 
-    def _reap(self) -> str:
-        """End the child and close everything; why it ended."""
+    def _reap(self) -> str | None:
+        """End the child and close everything; why it ended, None where there is none."""
         with self._lock:
             child, self._child = self._child, None
-        return child.end() if child else "it was never started"
+        return child.end() if child else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +103,26 @@ class _Child:
     def end(self) -> str:
         with self.errors, self.process:
             self.process.kill()
+            if self.process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):  # it died before it had read all of its request
+                    self.process.stdin.close()
             code = self.process.wait()
             self.errors.seek(max(0, self.errors.seek(0, 2) - TAIL_BYTES))
             return last_line(self.errors.read()) or f"exit code {code}"
 
 
 def _spawn(request: FetchRequest) -> _Child:
-    errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_Child.end`
-    process = subprocess.Popen(
-        # -P: a module in the working directory must not be imported in place of a real one.
-        [sys.executable, "-P", "-m", "headrace_models.fetch"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        process_group=0,
-    )
+    with contextlib.ExitStack() as on_failure:
+        errors = on_failure.enter_context(tempfile.TemporaryFile())
+        process = subprocess.Popen(
+            # -P: a module in the working directory must not be imported in place of a real one.
+            [sys.executable, "-P", "-m", "headrace_models.fetch"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            process_group=0,
+        )
+        on_failure.pop_all()  # `_Child.end` closes it
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("pipes were asked for")
     with contextlib.suppress(BrokenPipeError):  # dead already; reading its output says so

@@ -100,6 +100,8 @@ def to_json(event: FetchEvent) -> str:
 def from_json(line: str) -> FetchEvent:
     """Read what `to_json` wrote; raises ValueError, KeyError or TypeError on anything else."""
     values = json.loads(line)
+    if not isinstance(values, dict):
+        raise TypeError("an event is an object")
     kind = _CLASSES[values.pop("event")]
     if "trust" in values:
         values["trust"] = Trust(values["trust"])

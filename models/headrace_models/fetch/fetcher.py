@@ -42,8 +42,18 @@ class Transport:
 class Fetcher:
     """One fetch of one model."""
 
-    def __init__(self, index: SeekIndex, plan: FetchPlan, writer: ModelWriter, transport: Transport) -> None:
+    def __init__(
+        self,
+        index: SeekIndex,
+        plan: FetchPlan,
+        writer: ModelWriter,
+        transport: Transport,
+        *,
+        make_room: Callable[[int], None],
+    ) -> None:
+        """`make_room` is called with all that is to come when a demand adds to it; there is room for `plan` already."""
         self._index = index
+        self._make_room = make_room
         self._plan = plan
         self._writer = writer
         self._transport = transport
@@ -81,11 +91,17 @@ class Fetcher:
 
     def _take_demands(self) -> None:
         demands = self._writer.take_wanted()
-        if demands:
-            with self._work:
-                for file, chunks in demands:
-                    self._plan.want(file, chunks)
-                self._work.notify_all()
+        if not demands:
+            return
+        with self._lock:
+            more_bytes = self._plan.left_out_bytes(demands)
+            open_bytes = self._plan.open_bytes if more_bytes else 0
+        if more_bytes:
+            self._make_room(open_bytes + more_bytes)
+        with self._work:
+            for file, chunks in demands:
+                self._plan.want(file, chunks)
+            self._work.notify_all()
 
     def _take_runs(self) -> None:
         while not self._stop.is_set():
@@ -98,6 +114,7 @@ class Fetcher:
 
     def _transfer(self, run: Run) -> None:
         """Bring one run; what did not arrive waits again."""
+        self._transport.patience.asked()
         try:
             with self._transport.source.read(self._transport.shards[run.file], run.begin_byte, run.end_byte) as body:
                 if (body.begin, body.end) == (run.begin_byte, run.end_byte):
@@ -134,6 +151,7 @@ class Fetcher:
             except DigestMismatch as error:
                 self._note_wrong(file, chunk.number, error)
             else:
+                self._transport.patience.kept()
                 with self._lock:
                     self._plan.settle(file, chunk.number)
             if self._stop.is_set():

@@ -83,8 +83,10 @@ def _register(reference: ModelReference, directory: Path, trust: Trust, store: M
 
 def _remote(reference: ModelReference, around: Surroundings) -> Iterator[Located]:
     known = around.store.find(str(reference))
-    complete = known if known is not None and known.status().complete else None
-    if complete is not None and reference.is_immutable:
+    status = None if known is None else known.status()
+    complete = known if status is not None and status.complete else None
+    # A fetch that died before its seal has proved nothing: its source may be needed once more.
+    if complete is not None and status is not None and status.sealed and reference.is_immutable:
         yield Located(complete)
         return
     try:

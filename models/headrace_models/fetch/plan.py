@@ -57,17 +57,26 @@ class FetchPlan:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing of what was asked for is missing; demands may still come."""
+        """Whether nothing of what was asked for, by demands too, is missing; more demands may come."""
         return self._num_open == 0
 
     @property
     def open_bytes(self) -> int:
-        """What is still to come, demands outside the selection left out."""
+        """What is still to come."""
         return sum(self._size(file, chunk) for file, chunk in self._order if self._states[file][chunk] != _SETTLED)
 
     def want(self, file: int, chunks: range) -> None:
-        """A reader waits for these: they go before everything else, later demands after earlier ones."""
+        """A reader waits for these: they go before everything else, later demands after earlier ones. What was left out
+        at first belongs to the selection from now on."""
         self._demands.append((file, chunks))
+        more = self._left_out([(file, chunks)])
+        self._order += sorted(more)
+        self._in_order |= more
+        self._num_open += len(more)
+
+    def left_out_bytes(self, demands: Iterable[tuple[int, range]]) -> int:
+        """By how much `want` for each of these would add to what is to come."""
+        return sum(self._size(file, chunk) for file, chunk in self._left_out(demands))
 
     def next_run(self) -> Run | None:
         """Take the next run; None while nothing is waiting."""
@@ -88,6 +97,7 @@ class FetchPlan:
         """The stream has ended; what it did not bring waits again."""
         self._streamed.discard(file)
         self.give_back(file, range(len(self._states[file])))
+        self._next = 0  # what others gave back meanwhile was passed over
 
     def is_needed(self, file: int, chunk: int) -> bool:
         """Whether the chunk has not arrived yet."""
@@ -105,7 +115,7 @@ class FetchPlan:
         for chunk in chunks:
             if states[chunk] == _TAKEN:
                 states[chunk] = _WAITING
-        self._next = 0
+                self._next = 0
 
     def forget(self, file: int) -> None:
         """A whole shard proved wrong and is fetched again."""
@@ -155,6 +165,10 @@ class FetchPlan:
             states[chunk] = _TAKEN
             taken.append(chunk)
         return Run(file, taken[0], taken[-1] + 1, layout.range_of(taken[0])[0], layout.range_of(taken[-1])[1])
+
+    def _left_out(self, demands: Iterable[tuple[int, range]]) -> set[tuple[int, int]]:
+        asked = ((file, chunk) for file, chunks in demands for chunk in chunks)
+        return {place for place in asked if place not in self._in_order and self.is_needed(*place)}
 
     def _is_free(self, file: int, chunk: int) -> bool:
         return self._states[file][chunk] == _WAITING and file not in self._streamed

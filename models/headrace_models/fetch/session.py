@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from headrace_models.errors import (
@@ -17,6 +19,7 @@ from headrace_models.errors import (
     ModelBusy,
     ModelError,
     NoSpace,
+    SourceChanged,
     StoreUnusable,
     is_out_of_space,
 )
@@ -32,6 +35,7 @@ from headrace_models.fetch.events import (
 )
 from headrace_models.fetch.fetcher import Fetcher, Transport
 from headrace_models.fetch.locating import Located, Surroundings, check_trust, located
+from headrace_models.fetch.looking_on import Wish, look_on
 from headrace_models.fetch.pace import BandwidthLimit, RateMeter
 from headrace_models.fetch.patience import Patience
 from headrace_models.fetch.plan import FetchPlan
@@ -42,11 +46,11 @@ from headrace_models.seek_index import SeekIndex
 from headrace_models.sources.base import Source, SourceFile, SourceOptions
 from headrace_models.store.model_store import ModelStore
 from headrace_models.store.model_writer import ModelWriter
+from headrace_models.store.store_status import StoreStatus
 from headrace_models.store.stored_model import StoredModel
 from headrace_models.trust import Trust
 
 REPORT_SECONDS = 0.25
-LOOK_ON_SECONDS = 0.25
 
 OnEvent = Callable[[FetchEvent], None]
 
@@ -80,15 +84,16 @@ class _Session:
         self._store.sweep()
         with (
             spool_directory(self._request.cache_dir) as spool,
-            located(reference, self._surroundings(source_options(self._request, spool))) as found,
+            located(reference, self._surroundings(spool)) as found,
         ):
             check_trust(found.model, self._request.require_trust)
             with found.model.lease():
                 self._tell_indexed(found.model)
                 fetched_bytes = self._complete(found)
-                return found.model.key, found.model.status().trust, fetched_bytes
+                return found.model.key, reached_trust(found.model), fetched_bytes
 
-    def _surroundings(self, options: SourceOptions) -> Surroundings:
+    def _surroundings(self, spool: Path) -> Surroundings:
+        options = replace(source_options(self._request, spool), on_kept=self._patience.kept)
         return Surroundings(
             self._store,
             self._request.cache_dir,
@@ -104,35 +109,30 @@ class _Session:
         self._on_event(Indexed(model.key, model.revision, trust, status.total_bytes))
 
     def _complete(self, found: Located) -> int:
-        if found.source is None:
+        if found.source is None and (found.model.is_local or found.model.status().sealed):
             return 0
+        wish = Wish(self._request.groups, is_nothing=self._request.on_demand)
         while not self._stop.is_set():
             try:
                 writer = found.model.writer()
             except ModelBusy:
-                if self._look_on(found.model):
+                if look_on(found.model, wish, self._tell_of_other, self._stop):
                     return 0
             else:
                 with writer:
-                    return self._fetch(found, found.source, writer)
+                    return self._fetch(found, writer)
         raise FetchFailed("the fetch was stopped")
 
-    def _look_on(self, model: StoredModel) -> bool:
-        """Tell how another process gets on; whether it has finished the model."""
-        meter = RateMeter(clock=time.monotonic)
-        before = model.status().present_bytes
-        while not self._stop.wait(LOOK_ON_SECONDS):
-            status = model.status()
-            self._on_event(progress_of(model, 0, meter.update(status.present_bytes - before)))
-            if status.sealed:
-                return True
-            if not status.fetching:
-                return False
-        return False
+    def _tell_of_other(self, status: StoreStatus, rate: float) -> None:
+        self._on_event(progress_of(status, 0, rate))
 
-    def _fetch(self, found: Located, source: Source, writer: ModelWriter) -> int:
+    def _fetch(self, found: Located, writer: ModelWriter) -> int:
         try:
-            return self._fetch_checked(found, source, writer)
+            writer.clear_failure()
+            if found.source is None:
+                writer.seal()  # its fetch died between the last chunk and this
+                return 0
+            return self._fetch_checked(found, found.source, writer)
         except ModelError as error:
             writer.fail(error)
             raise
@@ -140,7 +140,6 @@ class _Session:
     def _fetch_checked(self, found: Located, source: Source, writer: ModelWriter) -> int:
         """Fetch, seal; what proves wrong as a whole is fetched once more."""
         index = found.model.index
-        writer.clear_failure()
         put_headers(index, found.headers, writer)
         fetched_bytes = self._bring(found.model, source, writer)
         if not writer.is_complete():
@@ -156,12 +155,13 @@ class _Session:
     def _bring(self, model: StoredModel, source: Source, writer: ModelWriter) -> int:
         groups = None if self._request.groups is None else frozenset(self._request.groups)
         plan = FetchPlan(model.index, writer.missing(), groups=groups, on_demand=self._request.on_demand)
-        self._store.make_room(plan.open_bytes, protect=model.key)
-        fetcher = Fetcher(model.index, plan, writer, self._transport(model.index, source))
+        make_room = partial(self._store.make_room, protect=model.key)
+        make_room(plan.open_bytes)
+        fetcher = Fetcher(model.index, plan, writer, self._transport(model.index, source), make_room=make_room)
         fetcher.run(
             on_tick=self._reporter(model, fetcher), is_over=lambda is_done: self._is_over(writer, is_done=is_done)
         )
-        self._on_event(progress_of(model, fetcher.fetched_bytes, 0.0))
+        self._on_event(progress_of(model.status(), fetcher.fetched_bytes, 0.0))
         if self._stop.is_set() and not plan.is_done:
             raise FetchFailed("the fetch was stopped")
         return fetcher.fetched_bytes
@@ -189,29 +189,39 @@ class _Session:
             nonlocal due
             if time.monotonic() >= due:
                 due = time.monotonic() + REPORT_SECONDS
-                self._on_event(progress_of(model, fetcher.fetched_bytes, meter.update(fetcher.fetched_bytes)))
+                self._on_event(progress_of(model.status(), fetcher.fetched_bytes, meter.update(fetcher.fetched_bytes)))
 
         return report
 
 
-def progress_of(model: StoredModel, fetched_bytes: int, rate: float) -> Progress:
-    """How far the model is now."""
-    status = model.status()
+def progress_of(status: StoreStatus, fetched_bytes: int, rate: float) -> Progress:
+    """How far a model with this status is."""
     missing = status.total_bytes - status.present_bytes
     groups = tuple(GroupProgress(*group) for group in status.present_by_group)
     eta = missing / rate if rate > 0 else None
     return Progress(status.present_bytes, status.total_bytes, fetched_bytes, rate, eta, groups)
 
 
+def reached_trust(model: StoredModel) -> Trust:
+    """What the bytes that are here are worth now: digests of whole files say nothing of a part that was never whole."""
+    status = model.status()
+    unproven = status.trust is Trust.FILE and not (status.proven or model.is_local)
+    return Trust.NONE if unproven else status.trust
+
+
 def shards_of(index: SeekIndex, source: Source) -> tuple[SourceFile, ...]:
     """The source's files behind the index's shards, pinned as they were when the index was made.
 
-    Raises FetchFailed: the source has not all of them.
+    Raises FetchFailed: the source has not all of them; SourceChanged: one has another size.
     """
     listed = {file.path: file for file in source.files}
-    missing = [file.path for file in index.files if file.path not in listed]
-    if missing:
-        raise FetchFailed(f"the source no longer has {missing[0]}")
+    for file in index.files:
+        if file.path not in listed:
+            raise FetchFailed(f"the source no longer has {file.path}")
+        if listed[file.path].size_bytes != file.size_bytes:
+            raise SourceChanged(
+                f"{file.path} has another size than when it was first looked at; headrace rm starts again"
+            )
     return tuple(listed[file.path] for file in index.files)
 
 

@@ -23,8 +23,12 @@ def fetch_skeleton(
     """Write `files` below `directory`. Raises ModelError; OSError when they cannot be written."""
     with ThreadPoolExecutor(min(source.max_connections, max(1, len(files)))) as threads:
         fetches = [threads.submit(_fetch, source, file, directory / file.path, patience, stop) for file in files]
-        for fetch in fetches:
-            fetch.result()
+        try:
+            for fetch in fetches:
+                fetch.result()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _fetch(source: Source, file: SourceFile, target: Path, patience: Patience, stop: threading.Event) -> None:

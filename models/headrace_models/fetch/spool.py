@@ -4,6 +4,7 @@ Each has a lock that its process holds: one whose lock is free was left by a pro
 next fetch. Made and swept under one lock, so that nobody sweeps a folder between its making and its locking.
 """
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ def spool_directory(cache_dir: Path) -> Iterator[Path]:
 
 def _sweep(parent: Path) -> None:
     for folder in parent.iterdir():
-        if folder.is_dir() and (lock := try_lock(folder / LOCK_NAME, Hold.EXCLUSIVE)) is not None:
-            with lock:
-                shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # its owner has just removed it
+            if folder.is_dir() and (lock := try_lock(folder / LOCK_NAME, Hold.EXCLUSIVE)) is not None:
+                with lock:
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -5,7 +5,7 @@ pinned; it reads ranges; it never writes to the store, never retries and never d
 All of it blocks and may be called from many threads at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +123,7 @@ class SourceOptions:
     """What a source may use.
 
     `spool` is an existing directory of ours on the store's file system, where compressed layers are unpacked.
+    `on_kept` is called whenever bytes have come that need not come again although the source is not open yet.
     `insecure_hosts` (host or host:port) may be spoken to over plain HTTP; loopback always may. `environ` holds the
     credentials and endpoints that the environment gives: HF_TOKEN, HF_ENDPOINT, DOCKER_CONFIG, AWS_..., proxies.
     """
@@ -132,6 +133,7 @@ class SourceOptions:
     stall_seconds: float = 20.0
     connect_seconds: float = 10.0
     environ: Mapping[str, str] = field(default_factory=dict)
+    on_kept: Callable[[], None] = lambda: None
 
 
 def read_exactly(source: Source, file: SourceFile, begin: int, end: int) -> bytes:

@@ -166,6 +166,8 @@ class HttpTransport:
             self._places.pop(request.url, None)
             self._connections.finish(reply)
             return None
+        if reply.answer.status not in {200, 206}:  # the next question goes where another place may be named
+            self._places.pop(request.url, None)
         return reply
 
     def _from_origin(self, request: Request, examine: Examine) -> Reply:

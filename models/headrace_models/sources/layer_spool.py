@@ -57,8 +57,10 @@ class _Readable(Protocol):
 class LayerSpool:
     """What one source keeps in `directory`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, on_kept: Callable[[], None] = lambda: None) -> None:
+        """`on_kept` is called whenever bytes have been kept."""
         self._directory = directory
+        self._on_kept = on_kept
         self._ours: set[Path] = set()
 
     def fetch(self, layer: ModelLayer, read_blob: ReadBlob) -> None:
@@ -70,7 +72,7 @@ class LayerSpool:
         part = self._part(layer)
         with self._removing_on_error(part):
             with _open_ours(part, os.O_APPEND) as file:
-                _append(file, layer.size_bytes, read_blob)
+                _append(file, layer.size_bytes, read_blob, self._on_kept)
             found = sha256_of_file(part)
             if found != layer.digest:
                 raise DigestMismatch(f"a layer of the model has the digest {found}, not {layer.digest}")
@@ -123,8 +125,8 @@ def _open_ours(path: Path, flag: int) -> IO[bytes]:
     return open(os.open(path, flags, 0o600), "wb", closefd=True)
 
 
-def _append(file: IO[bytes], size_bytes: int, read_blob: ReadBlob) -> None:
-    position = file.seek(0, os.SEEK_END)
+def _append(file: IO[bytes], size_bytes: int, read_blob: ReadBlob, on_kept: Callable[[], None]) -> None:
+    position = kept = file.seek(0, os.SEEK_END)
     if position >= size_bytes:
         return
     with read_blob(position, size_bytes) as body:
@@ -137,6 +139,9 @@ def _append(file: IO[bytes], size_bytes: int, read_blob: ReadBlob) -> None:
                 raise SourceUnavailable(f"the layer ended {size_bytes - position} bytes early")
             file.write(data)
             position += len(data)
+            if position > kept:  # what comes once more is no progress
+                kept = position
+                on_kept()
 
 
 def _decompress(source: Path, target: Path, packing: Packing) -> None:

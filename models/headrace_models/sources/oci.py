@@ -57,7 +57,7 @@ def open_oci(reference: ModelReference, options: SourceOptions) -> "OciSource":
     Raises ModelError; a layer whose fetching broke off goes on from there when the source is opened again.
     """
     registry = Registry(oci_location(reference), options)
-    spool = LayerSpool(options.spool)
+    spool = LayerSpool(options.spool, on_kept=options.on_kept)
     try:
         manifest, digest = registry.manifest()
         return _Opening(registry, spool).source(read_artifact(manifest), digest)

@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 
 from headrace_models.seek_index import SeekIndex
+from headrace_models.store.checking import shard_size
 from headrace_models.store.files import read_part
 
 _RECORD = struct.Struct("<IIII")
@@ -36,6 +37,8 @@ class DemandLog:
 
     def take(self) -> tuple[tuple[int, range], ...]:
         """(shard, chunks) of what was demanded since the last call. Raises OSError."""
+        if (shard_size(self._path) or 0) < self._offset:
+            self._offset = 0  # somebody has cut it
         data = read_part(self._path, self._offset, MAX_LOG_BYTES)
         whole = len(data) // _RECORD.size * _RECORD.size
         self._offset += whole

@@ -128,21 +128,26 @@ def probe_locking(directory: Path) -> None:
     """
     path = directory / f"{PROBE_PREFIX}{os.getpid()}-{threading.get_ident()}"
     try:
-        works = _excludes(path)
-    except OSError as error:
-        raise StoreUnusable(_no_locks(directory, f"refuses locks ({error.strerror or error})")) from error
+        with _opened(path) as first, _opened(path) as second:
+            works = _works(directory, first.number, second.number)
     finally:
         path.unlink(missing_ok=True)
     if not works:
         raise StoreUnusable(_no_locks(directory, "gives one lock to two holders"))
 
 
-def _excludes(path: Path) -> bool:
-    with _opened(path) as first, _opened(path) as second:
-        alone = _set(first.number, Hold.EXCLUSIVE) and not _set(second.number, Hold.EXCLUSIVE)
-        apart = not _set(second.number, Hold.SHARED) and _set(first.number, Hold.SHARED)
-        together = _set(second.number, Hold.SHARED) and not _set(first.number, Hold.EXCLUSIVE)
-        return alone and apart and together
+def _works(directory: Path, first: int, second: int) -> bool:
+    try:
+        return _excludes(first, second)
+    except OSError as error:
+        raise StoreUnusable(_no_locks(directory, f"refuses locks ({error.strerror or error})")) from error
+
+
+def _excludes(first: int, second: int) -> bool:
+    alone = _set(first, Hold.EXCLUSIVE) and not _set(second, Hold.EXCLUSIVE)
+    apart = not _set(second, Hold.SHARED) and _set(first, Hold.SHARED)
+    together = _set(second, Hold.SHARED) and not _set(first, Hold.EXCLUSIVE)
+    return alone and apart and together
 
 
 def _no_locks(directory: Path, what: str) -> str:

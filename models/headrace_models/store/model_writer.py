@@ -24,7 +24,7 @@ from headrace_models.store.files import flush, replace_file, write_part
 from headrace_models.store.locks import FileLock
 from headrace_models.store.model_directory import ModelDirectory
 from headrace_models.store.records import Failure, Status
-from headrace_models.store.recovery import forget, recover
+from headrace_models.store.recovery import NOT_THIS_BOOT, forget, recover
 from headrace_models.store.refusals import explained
 from headrace_models.store.reservation import reserve
 from headrace_models.trust import Trust
@@ -120,10 +120,11 @@ class ModelWriter:
                 held.enter_context(stripe)
             self._check_open()
             # Nothing binds any more: digests recorded of wrong bytes would refuse the right ones for ever.
-            # And readers that have come meanwhile have read them.
-            self._change_status(sealed=False, proven=False, bound=False, doubted=True)
+            # And readers that have come meanwhile have read them; who comes now believes no mark until they are gone.
+            self._change_status(boot_id=NOT_THIS_BOOT, sealed=False, proven=False, bound=False, doubted=True)
             forget(self._model, file)
             self._marks[file][:] = bytes(len(self._marks[file]))
+            self._change_status()
 
     def seal(self) -> None:
         """Check the proofs, flush everything, and say that the model is complete.
@@ -205,6 +206,7 @@ class ModelWriter:
     def _change_status(
         self,
         *,
+        boot_id: str | None = None,
         sealed: bool | None = None,
         proven: bool | None = None,
         bound: bool | None = None,
@@ -213,7 +215,7 @@ class ModelWriter:
         with self._status_guard:
             was = self._status
             status = Status(
-                current_boot_id(),
+                current_boot_id() if boot_id is None else boot_id,
                 was.sealed if sealed is None else sealed,
                 was.proven if proven is None else proven,
                 was.bound if bound is None else bound,

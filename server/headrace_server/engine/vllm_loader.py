@@ -98,9 +98,12 @@ class HeadraceModelLoader(DefaultModelLoader):
         """The fetching process does."""
 
     def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> torch.nn.Module:
-        """As vLLM's; a failure is told to the server as well."""
-        with _told(self._settings.report):
-            return super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
+        """As vLLM's; a failure is told to the server as well. Ends only when what was read is proven, whether or not
+        the model class has asked for all of its weights."""
+        with _told(self._settings.report), self._stored().reader() as watching:
+            model = super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
+            watching.wait_until_proven()
+            return model
 
     def get_all_weights(self, model_config: ModelConfig, model: torch.nn.Module) -> Weights:
         """As vLLM's, without what `model` has no place for."""
@@ -108,7 +111,7 @@ class HeadraceModelLoader(DefaultModelLoader):
         yield from super().get_all_weights(model_config, model)
 
     def _get_weights_iterator(self, source: DefaultModelLoader.Source) -> Weights:
-        stored = ModelStore(self._settings.cache_dir).open_key(self._settings.key)
+        stored = self._stored()
         shards = chosen_shards(stored, source)
         if not shards:
             theirs: Weights = super()._get_weights_iterator(source)
@@ -116,6 +119,9 @@ class HeadraceModelLoader(DefaultModelLoader):
         if self.counter_before_loading_weights == 0.0:
             self.counter_before_loading_weights = time.perf_counter()
         return self._weights(stored, source, shards)
+
+    def _stored(self) -> "StoredModel":
+        return ModelStore(self._settings.cache_dir).open_key(self._settings.key)
 
     def _weights(self, stored: "StoredModel", source: DefaultModelLoader.Source, shards: frozenset[str]) -> Weights:
         with stored.reader() as reader, TensorReader(reader) as tensors:

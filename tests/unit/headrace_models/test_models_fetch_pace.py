@@ -4,7 +4,7 @@ import pytest
 
 from headrace_models.errors import SourceUnavailable
 from headrace_models.fetch.pace import BandwidthLimit, RateMeter, is_straggling
-from headrace_models.fetch.patience import LONGEST_SECONDS, Patience, retrying
+from headrace_models.fetch.patience import FRUITLESS_FAILURES, LONGEST_SECONDS, Patience, retrying
 
 
 class Clock:
@@ -81,11 +81,40 @@ def test_waits_are_spread_by_chance_but_never_shorter_than_the_source_asks() -> 
 def test_patience_ends_when_nothing_has_come_for_long_enough() -> None:
     clock = Clock()
     patience = Patience(60.0, clock=clock)
+    patience.asked()
     clock.now += 59
     assert patience.wait_seconds(SourceUnavailable("503")) <= LONGEST_SECONDS
     clock.now += 2
     with pytest.raises(SourceUnavailable, match="503"):
         patience.wait_seconds(SourceUnavailable("503"))
+
+
+def test_time_in_which_nothing_is_asked_costs_no_patience() -> None:
+    clock = Clock()
+    patience = Patience(60.0, clock=clock)
+    clock.now += 3600
+    patience.asked()
+    patience.wait_seconds(SourceUnavailable("503"))
+    patience.progress()
+    clock.now += 3600
+    assert patience.wait_seconds(SourceUnavailable("503")) <= LONGEST_SECONDS
+
+
+def test_bytes_of_which_none_is_ever_kept_end_patience_too() -> None:
+    clock = Clock()
+    patience = Patience(60.0, clock=clock)
+
+    def break_off(times: int) -> None:
+        for _ in range(times):
+            patience.progress()
+            clock.now += 2
+            patience.wait_seconds(SourceUnavailable("broke off"))
+
+    break_off(FRUITLESS_FAILURES)
+    patience.kept()
+    break_off(FRUITLESS_FAILURES)
+    with pytest.raises(SourceUnavailable, match="broke off"):
+        break_off(1)
 
 
 def test_a_source_that_asks_for_more_time_than_there_is_ends_patience_at_once() -> None:

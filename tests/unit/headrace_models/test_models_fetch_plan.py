@@ -119,6 +119,54 @@ def test_a_shard_that_proved_wrong_is_fetched_again() -> None:
     assert sum(run.end_byte - run.begin_byte for run in drain(plan)) == index.files[0].size_bytes
 
 
+def test_a_demand_of_what_was_left_out_belongs_to_what_is_to_come_until_it_arrives() -> None:
+    index = build_index()
+    plan = FetchPlan(index, index.chunks_in_order(), on_demand=True)
+    drain(plan)
+    assert plan.is_done
+    demands = [(0, range(3, 5)), (0, range(4, 6))]
+    assert plan.left_out_bytes(demands) == 3 * MIB
+    for file, chunks in demands:
+        plan.want(file, chunks)
+    assert plan.left_out_bytes(demands) == 0
+    assert (plan.is_done, plan.open_bytes) == (False, 3 * MIB)
+    drain(plan)
+    assert (plan.is_done, plan.open_bytes) == (True, 0)
+
+
+def test_what_others_give_back_while_a_shard_is_streamed_is_not_passed_over_for_ever() -> None:
+    index = build_index()
+    plan = FetchPlan(index, index.chunks_in_order())
+    header, run = plan.next_run(), plan.next_run()
+    assert header is not None
+    assert run is not None
+    plan.claim_stream(0)
+    plan.give_back(0, range(run.first, run.end))
+    assert plan.next_run() is None, "the shard is streamed"
+    for chunk in {*range(len(index.layouts[0]))} - {*range(run.first, run.end)}:
+        plan.settle(0, chunk)
+    plan.release_stream(0)
+    assert [(again.first, again.end) for again in drain(plan)] == [(run.first, run.end)]
+
+
+def test_the_work_for_one_run_does_not_grow_with_what_has_come() -> None:
+    looks = 0
+
+    class Counting(FetchPlan):
+        def _is_free(self, file: int, chunk: int) -> bool:
+            nonlocal looks
+            looks += 1
+            return super()._is_free(file, chunk)
+
+    index = build_index(num_layers=400)
+    plan = Counting(index, index.chunks_in_order())
+    while run := plan.next_run():
+        for chunk in range(run.first, run.end):
+            plan.settle(0, chunk)
+        plan.give_back(0, range(run.first, run.end))
+    assert looks <= 5 * len(index.layouts[0])
+
+
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_whatever_is_given_back_and_wanted_every_chunk_is_taken_until_it_is_settled(data: st.DataObject) -> None:

@@ -1,5 +1,7 @@
 """Bodies cut into chunks, events and requests as lines."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace_models.chunk_layout import ChunkLayout
-from headrace_models.errors import DigestMismatch, SourceUnavailable
+from headrace_models.errors import DigestMismatch, SourceDenied, SourceUnavailable
 from headrace_models.fetch.events import (
     Completed,
     Failed,
@@ -21,10 +23,16 @@ from headrace_models.fetch.events import (
     from_json,
     to_json,
 )
+from headrace_models.fetch.patience import Patience
 from headrace_models.fetch.patient_source import BytesBody
 from headrace_models.fetch.request import FetchRequest
+from headrace_models.fetch.skeleton import fetch_skeleton
+from headrace_models.fetch.spool import spool_directory
 from headrace_models.fetch.transfer import arriving
+from headrace_models.sources.base import SourceFile
+from headrace_models.store.locks import FileLock, Hold, try_lock
 from headrace_models.trust import Trust
+from tests.fakes.memory_source import MemorySource
 
 DATA = bytes(range(200))
 LAYOUT = ChunkLayout(200, [0, 10, 50, 51, 120], [-1, 0, 0, 1, 1])
@@ -105,3 +113,39 @@ def test_a_request_survives_its_line() -> None:
         "hf://a/b", Path("/c"), max_bytes=5, require_trust=Trust.FILE, insecure_hosts=("h:1",), groups=("head",)
     )
     assert FetchRequest.from_json(request.to_json()) == request
+
+
+@pytest.mark.parametrize("line", ["5", '"Started"', "null", "true", "[]", '{"event": "Noted", "mess'])
+def test_a_line_that_is_no_event_is_one_of_three_errors(line: str) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        from_json(line)
+
+
+def test_a_skeleton_that_fails_asks_for_no_more_of_its_files(tmp_path: Path) -> None:
+    source = MemorySource({f"{number}.json": b"{}" for number in range(50)})
+    source.max_connections = 1
+
+    def refuse(_file: SourceFile, _begin: int, _end: int) -> None:
+        time.sleep(0.01)
+        raise SourceDenied("no")
+
+    source.before_read = refuse
+    with pytest.raises(SourceDenied):
+        fetch_skeleton(source, source.files, tmp_path, Patience(1.0), threading.Event())
+    assert len(source.requests) < 10
+
+
+def test_a_spool_that_its_owner_removes_at_this_moment_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "spool" / "left"
+    left.mkdir(parents=True)
+
+    def removed_meanwhile(path: Path, hold: Hold) -> FileLock | None:
+        if path.parent == left:
+            left.rmdir()
+        return try_lock(path, hold)
+
+    monkeypatch.setattr("headrace_models.fetch.spool.try_lock", removed_meanwhile)
+    with spool_directory(tmp_path) as folder:
+        assert folder.is_dir()

@@ -73,6 +73,17 @@ def test_a_remembered_host_that_is_gone_is_forgotten(bench: Bench) -> None:
     assert read(transport, f"{origin.url}/w", 0, 10) == DATA[:10]
 
 
+def test_a_remembered_place_that_is_out_of_order_is_forgotten(bench: Bench) -> None:
+    first, second = bench.start(file_server()), bench.start(file_server())
+    origin, transport = bench.start(redirect(f"{first.url}/blob")), bench.connect()
+    read(transport, f"{origin.url}/w", 0, 10)
+    first.answer = lambda _ask: Reply(503)
+    origin.answer = redirect(f"{second.url}/blob")
+    with pytest.raises(SourceUnavailable):
+        read(transport, f"{origin.url}/w", 0, 10)
+    assert read(transport, f"{origin.url}/w", 0, 10) == DATA[:10]
+
+
 def test_redirects_in_a_circle_end(bench: Bench) -> None:
     origin = bench.start(redirect("/w"))
     with pytest.raises(SourceUnusable, match=f"more than {MAX_REDIRECTS} times"):

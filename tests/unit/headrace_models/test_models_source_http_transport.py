@@ -15,6 +15,7 @@ from headrace_models.errors import (
     SourceUnavailable,
     SourceUnusable,
 )
+from headrace_models.sources import http_body
 from headrace_models.sources.http_answers import Description, Expected
 from headrace_models.sources.http_transport import HttpTransport
 from tests.fakes.origin_http import Answer, Ask, Reply, origin_http, ranged, serve
@@ -159,6 +160,15 @@ def test_a_stall_ends_after_the_stall_time(bench: Bench, sent_bytes: int) -> Non
     origin = bench.start(lambda ask: Reply(200, DATA, {"ETag": '"one"'}, sent_bytes=sent_bytes, stalls=True))
     with pytest.raises(SourceUnavailable, match="stalled|did not answer in time"):
         read_any(bench.connect(stall_seconds=0.2), f"{origin.url}/w")
+
+
+def test_a_body_that_trickles_is_handed_on_as_it_comes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_body, "GATHER_SECONDS", 0.0)
+    origin = bench.start(lambda ask: Reply(200, DATA, {"ETag": '"one"'}, sent_bytes=7, stalls=True))
+    with bench.connect(stall_seconds=0.2).open_range(f"{origin.url}/w", 0, 10, PINNED) as body:
+        assert body.read(len(DATA)) == DATA[:7]
+        with pytest.raises(SourceUnavailable, match="stalled"):
+            body.read(len(DATA))
 
 
 def test_a_server_that_never_answers_stalls_too(bench: Bench) -> None:

@@ -35,6 +35,7 @@ from headrace_models.sources.oci_manifest import DOCKER_LIST, OCI_INDEX, OCI_MAN
 from headrace_models.sources.windows import FileBody
 from tests.fakes.artifacts import FakeLayer, Form, layers_of, manifest_of, push, seek_index_layer, tar_of
 from tests.fakes.checkpoints import write_checkpoint
+from tests.fakes.memory_source import MemorySource
 from tests.fakes.registry import FakeRegistry, Login, running_registry
 
 REPOSITORY = "team/model"
@@ -383,6 +384,23 @@ def test_where_ranges_are_ignored_a_broken_layer_comes_once_more(
     registry.ignores_ranges = True
     with opened(registry, options) as source:
         assert [file.path for file in source.files] == ["a"]
+
+
+def test_bytes_of_a_layer_that_are_kept_are_told_and_those_that_come_again_are_not(tmp_path: Path) -> None:
+    data = os.urandom(3 << 20)
+    layer = ModelLayer(Sha256(hashlib.sha256(data).hexdigest()), len(data), Packing.TAR_GZIP)
+    source = MemorySource({"layer": data})
+    source.breaks_after, source.ignores_ranges = 2 << 20, True
+    told: list[int] = []
+    spool = LayerSpool(tmp_path, on_kept=lambda: told.append(source.bytes_read))
+    for _time in range(2):
+        with pytest.raises(SourceUnavailable):
+            spool.fetch(layer, lambda begin, end: source.read(source.files[0], begin, end))
+    assert told == [1 << 20, 2 << 20], "the second answer brings the same again"
+    source.breaks_after = None
+    spool.fetch(layer, lambda begin, end: source.read(source.files[0], begin, end))
+    assert len(told) == 3
+    spool.close()
 
 
 def test_a_full_disk_leaves_nothing(options: SourceOptions) -> None:

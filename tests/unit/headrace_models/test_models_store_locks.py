@@ -13,6 +13,7 @@ import pytest
 from headrace_models.errors import StoreUnusable
 from headrace_models.store import locks
 from headrace_models.store.locks import FLOCK_FORMAT, Hold, is_held, probe_locking, try_lock, wait_lock
+from headrace_models.store.model_store import ModelStore
 from headrace_models.store.mounts import file_system_type
 
 HOLDER = """
@@ -145,6 +146,15 @@ def test_a_file_system_that_gives_every_lock_is_refused(tmp_path: Path, monkeypa
     with pytest.raises(StoreUnusable, match=r"gives one lock to two holders: put the model cache .* on a local disk"):
         probe_locking(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_takes_no_file_is_not_blamed_for_its_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(locks, "_open", refuse)
+    with pytest.raises(StoreUnusable, match="cannot use the model cache .*: Read-only file system"):
+        ModelStore(tmp_path)
 
 
 def test_a_file_system_that_knows_no_shared_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,6 @@ def test_a_demand_is_made_again_when_the_log_was_lost(store: ModelStore, monkeyp
         while not writer.take_wanted():
             pass
         os.truncate(model.directory / "state/wanted", 0)
-        writer._demands.clear()
         fetching = threads.submit(_fetch_on_demand, writer, fake, done)
         waiting.result()
         done.set()

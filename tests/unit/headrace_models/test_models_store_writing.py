@@ -18,8 +18,9 @@ from headrace_models.errors import (
     StoreError,
     StoreUnusable,
 )
-from headrace_models.store import model_writer
+from headrace_models.store import model_writer, recovery
 from headrace_models.store.files import write_part
+from headrace_models.store.model_directory import ModelDirectory
 from headrace_models.store.model_store import ModelStore
 from headrace_models.store.stored_model import StoredModel
 from headrace_models.trust import Trust
@@ -410,6 +411,17 @@ def test_demands_are_told_once_and_nonsense_is_not(store: ModelStore) -> None:
         assert not writer.take_wanted()
 
 
+def test_a_log_of_demands_that_somebody_cut_is_read_from_its_new_beginning(store: ModelStore) -> None:
+    model = published(store, fake_model())
+    with model.reader() as reader, model.writer() as writer:
+        for _time in range(3):
+            reader.want(0, 0, 10)
+        assert len(writer.take_wanted()) == 3
+        os.truncate(model.directory / "state/wanted", 0)
+        reader.want(0, 0, 10)
+        assert len(writer.take_wanted()) == 1
+
+
 def test_a_new_writer_does_not_begin_with_the_demands_of_the_last_one(store: ModelStore) -> None:
     model = published(store, fake_model())
     with model.reader() as reader:
@@ -488,3 +500,27 @@ def _evict(model: StoredModel, num_chunks: int) -> None:
     used = sum(path.lstat().st_blocks * 512 for path in [model.directory.parent, *model.directory.parent.rglob("*")])
     tight = ModelStore(model.directory.parents[1], max_bytes=used)
     tight.make_room(needed - 20_000 * num_chunks, protect="none-000000000000")
+
+
+def test_a_reader_that_comes_while_wrong_bytes_are_dropped_believes_none_of_them(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = fake_model(Trust.FILE, shards=1)
+    model, tensor, seen = published(store, fake), fake.index.tensors[0], []
+
+    def forget(directory: ModelDirectory, file: int) -> None:
+        with model.reader() as reader:
+            seen.append(reader.is_present(tensor.file, tensor.begin, tensor.end))
+        recovery.forget(directory, file)
+
+    monkeypatch.setattr(model_writer, "forget", forget)
+    with model.writer() as writer:
+        for file, chunk in fake.chunks:
+            writer.put(file, chunk, fake.wrong(file, chunk))
+        with pytest.raises(DigestMismatch):
+            writer.seal()
+        assert seen == [False]
+        put(writer, fake)
+        with model.reader() as reader:
+            assert reader.is_present(tensor.file, tensor.begin, tensor.end), "what has come since is believed"
+        writer.seal()
