@@ -46,6 +46,9 @@ test-faults: setup-dev  ## kill what writes models, hundreds of times
 bench-limits: setup-dev  ## measure what a crowd and thousands of requests do to the server
 	$(BIN)/python loadtests/bench_limits.py $(ARGS)
 
+bench-cache: setup-dev  ## measure the model cache, beside other loaders
+	$(BIN)/python loadtests/bench_cache.py $(ARGS)
+
 clean:  ## remove .venv, caches and build outputs
 	rm -rf .venv .venv.lock .peers .peers-* .tools build dist htmlcov .coverage .coverage.* .hypothesis
 	rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis
