@@ -14,17 +14,16 @@ from urllib.parse import quote
 from headrace_models.errors import ModelNotFound, SourceChanged, SourceDenied, SourceUnavailable
 from headrace_models.locations import HubLocation
 from headrace_models.reference import ModelReference, hub_location
-from headrace_models.sources.base import Body, Proof, SourceFile, SourceOptions, proof_of
+from headrace_models.sources.base import Body, SourceFile, SourceOptions
 from headrace_models.sources.empty_body import EmptyBody
 from headrace_models.sources.http_answers import Answer, Expected, strong_etag
 from headrace_models.sources.http_auth import bearer
 from headrace_models.sources.http_transport import Document, HttpTransport
 from headrace_models.sources.hub_listing import MAX_PAGE_BYTES, listing_pages, read_commit, read_files
 from headrace_models.sources.hub_settings import HubSettings
-from headrace_models.sources.listing import checked_listing
+from headrace_models.sources.listing import ListedSource, checked_listing, proofs_of
 from headrace_models.sources.web_addresses import origin_of
 
-MAX_CONNECTIONS = 8
 
 _CONTENT_ID = re.compile(r'(?:W/)?"?(?P<id>[0-9a-f]{40}|[0-9a-f]{64})"?', re.ASCII)
 
@@ -87,41 +86,15 @@ class _Hub:
         )
 
 
-class HubModel:
+class HubModel(ListedSource):
     """See Source. `revision` is the commit."""
 
     def __init__(self, hub: _Hub, commit: str, files: tuple[SourceFile, ...]) -> None:
         """The transport of `hub` is closed with this."""
+        super().__init__(files, revision=commit, proofs=proofs_of(files))
         self._hub = hub
-        self._commit = commit
-        self._files = files
         # Single entries are set and read by threads, which is atomic.
         self._etags: dict[tuple[str, str], str] = {}
-
-    @property
-    def revision(self) -> str:
-        """See Source."""
-        return self._commit
-
-    @property
-    def files(self) -> tuple[SourceFile, ...]:
-        """See Source."""
-        return self._files
-
-    @property
-    def proofs(self) -> tuple[Proof, ...]:
-        """See Source: one for each file whose digest the listing has."""
-        return tuple(proof for file in self._files if (proof := proof_of(file)))
-
-    @property
-    def pinned_index(self) -> str | None:
-        """None: a repository may hold an index, but no digest binds it to the other files."""
-        return None
-
-    @property
-    def max_connections(self) -> int:
-        """See Source."""
-        return MAX_CONNECTIONS
 
     @contextmanager
     def read(self, file: SourceFile, begin: int, end: int) -> Iterator[Body]:
@@ -134,7 +107,7 @@ class HubModel:
             self._hub.examine(answer)
             self._check_content(file, answer)
 
-        url = self._hub.content(self._commit, file.path)
+        url = self._hub.content(self.revision, file.path)
         with self._hub.transport.open_range(url, begin, end, Expected(file.size_bytes), examine=examine) as body:
             yield body
 
@@ -152,8 +125,8 @@ class HubModel:
         linked = _CONTENT_ID.fullmatch(headers.get("X-Linked-Etag", ""))
         if headers.get("X-Linked-Size", size) != size or (linked and linked["id"] != _content_id(file)):
             raise SourceChanged(f"{file.path} is not the content that the hub's list names")
-        if headers.get("X-Repo-Commit", self._commit) != self._commit:
-            raise SourceChanged(f"{file.path} is of another commit than {self._commit}")
+        if headers.get("X-Repo-Commit", self.revision) != self.revision:
+            raise SourceChanged(f"{file.path} is of another commit than {self.revision}")
         self._check_etag(file, answer)
 
     def _check_etag(self, file: SourceFile, answer: Answer) -> None:

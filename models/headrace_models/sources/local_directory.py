@@ -14,46 +14,20 @@ from pathlib import Path
 
 from headrace_models.errors import ModelNotFound, SourceChanged, SourceUnavailable, SourceUnusable, UnsafeModel
 from headrace_models.reference import ModelReference
-from headrace_models.sources.base import Body, Proof, SourceFile
+from headrace_models.sources.base import Body, SourceFile
 from headrace_models.sources.file_path import checked_path
-from headrace_models.sources.listing import checked_listing, content_revision
+from headrace_models.sources.listing import ListedSource, checked_listing
 
 MAX_CONNECTIONS = 4
 
 
-class LocalDirectory:
+class LocalDirectory(ListedSource):
     """See Source. Lists the directory when it is made; raises ModelNotFound, UnsafeModel, SourceUnusable."""
 
     def __init__(self, reference: ModelReference) -> None:
         self._root = Path(reference.location)
-        self._files = _listing(self._root)
-        self._revision = content_revision(self._files)
+        super().__init__(_listing(self._root), max_connections=MAX_CONNECTIONS)
         self._closed = False
-
-    @property
-    def revision(self) -> str:
-        """See Source."""
-        return self._revision
-
-    @property
-    def files(self) -> tuple[SourceFile, ...]:
-        """See Source."""
-        return self._files
-
-    @property
-    def proofs(self) -> tuple[Proof, ...]:
-        """None: nothing vouches for what lies in a directory."""
-        return ()
-
-    @property
-    def pinned_index(self) -> str | None:
-        """None: nothing binds an index that lies in a directory."""
-        return None
-
-    @property
-    def max_connections(self) -> int:
-        """See Source."""
-        return MAX_CONNECTIONS
 
     @contextmanager
     def read(self, file: SourceFile, begin: int, end: int) -> Iterator[Body]:

@@ -18,13 +18,11 @@ from headrace_models.reference import ModelReference, oci_location
 from headrace_models.sources.base import Body, Proof, SourceFile, SourceOptions, proof_of
 from headrace_models.sources.empty_body import EmptyBody
 from headrace_models.sources.layer_spool import LayerSpool, SpooledFile
-from headrace_models.sources.listing import checked_listing
+from headrace_models.sources.listing import ListedSource
 from headrace_models.sources.oci_artifact import Artifact, ModelLayer, Packing, read_artifact
 from headrace_models.sources.oci_registry import Registry
 from headrace_models.sources.tar_layer import walk_tar
 from headrace_models.sources.windows import FileBody, WindowBody
-
-MAX_CONNECTIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ def open_oci(reference: ModelReference, options: SourceOptions) -> "OciSource":
         raise
 
 
-class OciSource:
+class OciSource(ListedSource):
     """See `Source`; made by `open_oci`."""
 
     def __init__(
@@ -81,36 +79,14 @@ class OciSource:
         registry: Registry,
         spool: LayerSpool,
     ) -> None:
-        self._revision, self._pinned_index = revision, pinned_index
-        self._files = checked_listing(entry.file for entry in found)
-        self._proofs = tuple(proofs)
+        super().__init__(
+            (entry.file for entry in found),
+            revision=str(revision),
+            proofs=proofs,
+            pinned_index=pinned_index,
+        )
         self._found: Mapping[str, _Found] = {entry.file.path: entry for entry in found}
         self._registry, self._spool = registry, spool
-
-    @property
-    def revision(self) -> str:
-        """The digest of the manifest."""
-        return str(self._revision)
-
-    @property
-    def files(self) -> tuple[SourceFile, ...]:
-        """See Source."""
-        return self._files
-
-    @property
-    def proofs(self) -> tuple[Proof, ...]:
-        """See Source."""
-        return self._proofs
-
-    @property
-    def pinned_index(self) -> str | None:
-        """See Source."""
-        return self._pinned_index
-
-    @property
-    def max_connections(self) -> int:
-        """See Source."""
-        return MAX_CONNECTIONS
 
     @contextmanager
     def read(self, file: SourceFile, begin: int, end: int) -> Iterator[Body]:

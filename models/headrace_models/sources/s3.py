@@ -14,10 +14,10 @@ from itertools import islice
 
 from headrace_models.errors import ModelNotFound, SourceChanged, SourceDenied
 from headrace_models.reference import ModelReference, s3_location
-from headrace_models.sources.base import Body, Proof, SourceFile, SourceOptions, proof_of
+from headrace_models.sources.base import Body, SourceFile, SourceOptions
 from headrace_models.sources.empty_body import EmptyBody
 from headrace_models.sources.file_path import checked_path
-from headrace_models.sources.listing import MAX_FILES, checked_listing, content_revision
+from headrace_models.sources.listing import MAX_FILES, ListedSource, proofs_of
 from headrace_models.sources.s3_client import ListedObject, ObjectFacts, Pin, S3Bucket
 
 MAX_CONNECTIONS = 16
@@ -50,38 +50,14 @@ def open_s3(reference: ModelReference, options: SourceOptions) -> "S3Source":
         raise
 
 
-class S3Source:
+class S3Source(ListedSource):
     """See `Source`; made by `open_s3`."""
 
     def __init__(self, found: Sequence[_Found], bucket: S3Bucket) -> None:
+        files = [entry.file for entry in found]
+        super().__init__(files, proofs=proofs_of(files), max_connections=MAX_CONNECTIONS)
         self._bucket = bucket
-        self._files = checked_listing(entry.file for entry in found)
         self._found: Mapping[str, _Found] = {entry.file.path: entry for entry in found}
-
-    @property
-    def revision(self) -> str:
-        """A digest over paths, sizes and pins."""
-        return content_revision(self._files)
-
-    @property
-    def files(self) -> tuple[SourceFile, ...]:
-        """See Source."""
-        return self._files
-
-    @property
-    def proofs(self) -> tuple[Proof, ...]:
-        """One for each object that is stored with a SHA-256."""
-        return tuple(proof for file in self._files if (proof := proof_of(file)))
-
-    @property
-    def pinned_index(self) -> str | None:
-        """None: nothing binds an index to the other objects."""
-        return None
-
-    @property
-    def max_connections(self) -> int:
-        """See Source."""
-        return MAX_CONNECTIONS
 
     @contextmanager
     def read(self, file: SourceFile, begin: int, end: int) -> Iterator[Body]:

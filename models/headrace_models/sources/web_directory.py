@@ -15,12 +15,12 @@ from urllib.parse import quote
 
 from headrace_models.errors import ModelError, ModelNotFound, SourceDenied, UnsafeModel
 from headrace_models.reference import ModelReference
-from headrace_models.sources.base import Body, Proof, SourceFile, SourceOptions, read_exactly
+from headrace_models.sources.base import Body, SourceFile, SourceOptions, read_exactly
 from headrace_models.sources.empty_body import EmptyBody
 from headrace_models.sources.file_path import checked_path
 from headrace_models.sources.http_answers import Expected
 from headrace_models.sources.http_transport import HttpTransport
-from headrace_models.sources.listing import checked_listing, content_revision
+from headrace_models.sources.listing import ListedSource
 from headrace_models.sources.named_files import folders_of_modules, shards_of_index
 
 CONFIG = "config.json"
@@ -55,39 +55,14 @@ MAX_INDEX_BYTES = 100_000_000
 MAX_MODULES_BYTES = 1 << 20
 
 
-class WebDirectory:
+class WebDirectory(ListedSource):
     """See Source."""
 
     def __init__(self, directory: str, transport: HttpTransport, files: Iterable[SourceFile]) -> None:
         """`directory` is a URL with a slash at its end; `transport` is closed with this."""
+        super().__init__(files, max_connections=MAX_CONNECTIONS)
         self._directory = directory
         self._transport = transport
-        self._files = checked_listing(files)
-
-    @property
-    def revision(self) -> str:
-        """See Source."""
-        return content_revision(self._files)
-
-    @property
-    def files(self) -> tuple[SourceFile, ...]:
-        """See Source."""
-        return self._files
-
-    @property
-    def proofs(self) -> tuple[Proof, ...]:
-        """None: a web server states no digests."""
-        return ()
-
-    @property
-    def pinned_index(self) -> str | None:
-        """None: nothing binds an index to the other files."""
-        return None
-
-    @property
-    def max_connections(self) -> int:
-        """See Source."""
-        return MAX_CONNECTIONS
 
     @contextmanager
     def read(self, file: SourceFile, begin: int, end: int) -> Iterator[Body]:
