@@ -24,7 +24,6 @@ from headrace_models.sources.hub_settings import HubSettings
 from headrace_models.sources.listing import ListedSource, checked_listing, proofs_of
 from headrace_models.sources.web_addresses import origin_of
 
-
 _CONTENT_ID = re.compile(r'(?:W/)?"?(?P<id>[0-9a-f]{40}|[0-9a-f]{64})"?', re.ASCII)
 
 
