@@ -5,7 +5,7 @@ Nothing below this module reads settings, and nothing above it builds engines.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +18,7 @@ from headrace_server.engine.base import Engine, EngineSpec
 from headrace_server.engine.model_storage import ModelStorage, cached_models
 from headrace_server.engine.model_supply import ModelSupply
 from headrace_server.engine.pool import EnginePool
-from headrace_server.engine.registry import build_engine
+from headrace_server.engine.registry import build_engine, preload_engine
 from headrace_server.observability.events import ModelFeed
 from headrace_server.observability.metrics import Metrics
 from headrace_server.serving.admission import OpenAdmission
@@ -112,7 +112,11 @@ async def open_runtime(plan: Plan, reporting: Reporting, progress: Progress) -> 
         try:
             async with asyncio.TaskGroup() as tasks:
                 # In this order: the first fetch is on its way before any engine is imported.
-                work = [tasks.create_task(supply.run()), tasks.create_task(_load(pool, progress))]
+                work = [
+                    tasks.create_task(supply.run()),
+                    tasks.create_task(_preload(plan.models, Path(scratch))),
+                    tasks.create_task(_load(pool, progress)),
+                ]
                 yield runtime
                 for task in work:
                     task.cancel()
@@ -129,6 +133,14 @@ def _tell(status: ModelStatus, feed: ModelFeed, progress: Progress) -> None:
 
 def _build(scratch: Path, spec: EngineSpec) -> Engine:
     return build_engine(replace(spec, scratch=scratch))
+
+
+async def _preload(models: Iterable[PlannedModel], scratch: Path) -> None:
+    for kind in {model.settings.engine for model in models}:
+        try:
+            await asyncio.to_thread(preload_engine, kind.value, scratch)
+        except Exception:
+            logger.info("engine_preload_failed", exc_info=True)
 
 
 async def _load(pool: EnginePool, progress: Progress) -> None:

@@ -604,6 +604,16 @@ def test_a_child_that_is_left_is_ended(origin: Origin, cache_dir: Path) -> None:
     assert process.pid is None
 
 
+def test_a_child_gets_the_environment_of_the_moment_at_which_it_was_asked_for(
+    origin: Origin, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", f"{origin.url}/hub")
+    process = FetchProcess(FetchRequest("hf://tiny", cache_dir))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    process.start()
+    completed(list(process.events()))
+
+
 def test_a_child_that_always_dies_is_given_up(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "")
     request = FetchRequest("hf://a/b", cache_dir)

@@ -49,6 +49,7 @@ class Engines:
 def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
     engines = Engines()
     monkeypatch.setattr(runtime_module, "build_engine", engines.build)
+    monkeypatch.setattr(runtime_module, "preload_engine", lambda _kind, _scratch: None)
     return engines
 
 

@@ -5,11 +5,12 @@ nor the interpreter lock with anything, and a kill of it loses at most one chunk
 """
 
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO
 
@@ -24,8 +25,10 @@ TAIL_BYTES = 16 << 10
 class FetchProcess:
     """One fetch in a child process. `start`, then read `events` to their end in one thread; `stop` from any."""
 
-    def __init__(self, request: FetchRequest) -> None:
+    def __init__(self, request: FetchRequest, *, environment: Mapping[str, str] | None = None) -> None:
+        """`environment` is the child's; None: what this process has now."""
         self._request = request
+        self._environment = dict(os.environ if environment is None else environment)
         self._lock = threading.Lock()
         self._child: _Child | None = None
         self._is_stopped = False
@@ -40,7 +43,7 @@ class FetchProcess:
         """Start the child; raises OSError."""
         with self._lock:
             if not self._is_stopped:
-                self._child = _spawn(self._request)
+                self._child = _spawn(self._request, self._environment)
 
     def events(self) -> Iterator[FetchEvent]:
         """What happens, as it happens; the last one is Completed or Failed, unless `stop` came first.
@@ -111,7 +114,7 @@ class _Child:
             return last_line(self.errors.read()) or f"exit code {code}"
 
 
-def _spawn(request: FetchRequest) -> _Child:
+def _spawn(request: FetchRequest, environment: Mapping[str, str]) -> _Child:
     with contextlib.ExitStack() as on_failure:
         errors = on_failure.enter_context(tempfile.TemporaryFile())
         process = subprocess.Popen(
@@ -120,6 +123,7 @@ def _spawn(request: FetchRequest) -> _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
+            env=environment,
             process_group=0,
         )
         on_failure.pop_all()  # `_Child.end` closes it

@@ -69,8 +69,9 @@ class Fetcher:
         Raises ModelError: the first one that a thread could do nothing about.
         """
         num_connections = self._transport.num_connections
-        with ThreadPoolExecutor(num_connections, thread_name_prefix="fetch") as threads:
+        with ThreadPoolExecutor(num_connections + 1, thread_name_prefix="fetch") as threads:
             working = [threads.submit(self._take_runs) for _ in range(num_connections)]
+            working.append(threads.submit(self._prove))
             try:
                 while not is_over(self._plan.is_done):
                     self._take_demands()
@@ -111,6 +112,12 @@ class Fetcher:
                     self._work.wait(timeout=TICK_SECONDS * 5)
                     continue
             self._transfer(run)
+
+    def _prove(self) -> None:
+        """Hash what whole-file digests vouch for behind the bytes as they come; at the end it would take longer."""
+        while not self._stop.is_set():
+            if not self._writer.advance_proofs():
+                self._stop.wait(TICK_SECONDS)
 
     def _transfer(self, run: Run) -> None:
         """Bring one run; what did not arrive waits again."""

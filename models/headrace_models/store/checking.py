@@ -70,15 +70,54 @@ def needed_proofs(index: SeekIndex) -> tuple[Proof, ...]:
 
 def proof_holds(model: ModelDirectory, proof: Proof, *, on_bytes: OnBytes = lambda _num_bytes: None) -> bool:
     """Whether the parts of a proof have its digest; reads all of them in order. Raises OSError."""
-    digest = hashlib.sha256()
-    numbers = {file.path: number for number, file in enumerate(model.index.files)}
+    proving = Proving(model, proof)
+    while num_bytes := proving.advance(is_there=lambda _file, _begin, _end: True):
+        on_bytes(num_bytes)
+    return proving.holds()
+
+
+class Proving:
+    """A proof under way: hashes the parts in their order, as far as they are there. For one thread at a time."""
+
+    def __init__(self, model: ModelDirectory, proof: Proof) -> None:
+        self._model = model
+        self._numbers = {file.path: number for number, file in enumerate(model.index.files)}
+        self._proof = proof
+        self._digest = hashlib.sha256()
+        self._steps = _steps(proof)
+        self._next = next(self._steps, None)
+
+    @property
+    def proof(self) -> Proof:
+        """What is to be proven."""
+        return self._proof
+
+    def advance(self, *, is_there: Callable[[int, int, int], bool]) -> int:
+        """Hash the next piece, at most a chunk's worth, if `is_there(shard, begin, end)`; how many bytes were read, 0
+        when nothing can be done now. Raises OSError."""
+        while isinstance(self._next, Literal):
+            self._digest.update(self._next.data)
+            self._next = next(self._steps, None)
+        if self._next is None:
+            return 0
+        file, begin, end = self._numbers[self._next.path], self._next.begin, self._next.end
+        if not is_there(file, begin, end):
+            return 0
+        data = read_part(self._model.shard(file), begin, end - begin)
+        self._digest.update(data)
+        self._next = next(self._steps, None)
+        return len(data)
+
+    def holds(self) -> bool:
+        """Whether everything has been hashed, and to the right digest."""
+        return self._next is None and self._digest.hexdigest() == self._proof.digest.hex
+
+
+def _steps(proof: Proof) -> Iterator[Literal | FileRange]:
+    """The parts, ranges cut into pieces of a chunk's size."""
     for part in proof.parts:
-        match part:
-            case Literal(data):
-                digest.update(data)
-            case FileRange(path, begin, end):
-                for offset in range(begin, end, UNIT_BYTES):
-                    data = read_part(model.shard(numbers[path]), offset, min(UNIT_BYTES, end - offset))
-                    digest.update(data)
-                    on_bytes(len(data))
-    return digest.hexdigest() == proof.digest.hex
+        if isinstance(part, Literal):
+            yield part
+            continue
+        for offset in range(part.begin, part.end, UNIT_BYTES):
+            yield FileRange(part.path, offset, min(part.end, offset + UNIT_BYTES))

@@ -17,7 +17,7 @@ from headrace_models.errors import DigestMismatch, ModelError, StoreDamaged, Sto
 from headrace_models.seek_index import SeekIndex
 from headrace_models.sources.base import Proof
 from headrace_models.store.boot import current_boot_id
-from headrace_models.store.checking import has_its_sizes, needed_proofs, proof_holds
+from headrace_models.store.checking import Proving, has_its_sizes, needed_proofs
 from headrace_models.store.chunk_map import PRESENT, read_digest, write_digest, write_mark
 from headrace_models.store.demand_log import DemandLog
 from headrace_models.store.files import flush, replace_file, write_part
@@ -43,6 +43,8 @@ class ModelWriter:
         self._demands = DemandLog(model.wanted, model.index)
         self._stripes = tuple(threading.Lock() for _ in range(_NUM_STRIPES))
         self._status_guard = threading.Lock()
+        self._proving = threading.Lock()
+        self._proofs = self._begin_proofs()
         self._closed = False
         self._lock = lock
 
@@ -124,14 +126,17 @@ class ModelWriter:
             self._change_status(boot_id=NOT_THIS_BOOT, sealed=False, proven=False, bound=False, doubted=True)
             forget(self._model, file)
             self._marks[file][:] = bytes(len(self._marks[file]))
+            with self._proving:
+                self._proofs = self._begin_proofs()
             self._change_status()
 
     def seal(self) -> None:
         """Check the proofs, flush everything, and say that the model is complete.
 
-        Reads every shard that only a proof vouches for, unless it was proven before and then partly evicted: what was
-        fetched again had the digests of then. Raises DigestMismatch when a proof does not hold, after the shards of it
-        were forgotten; StoreDamaged when a file has another size than it should; StoreError when chunks are missing.
+        Reads what only a proof vouches for and `advance_proofs` has not come to, unless it was proven before and then
+        partly evicted: what was fetched again had the digests of then. Raises DigestMismatch when a proof does not
+        hold, after the shards of it were forgotten; StoreDamaged when a file has another size than it should;
+        StoreError when chunks are missing.
         """
         self._check_open()
         if self._status.sealed:
@@ -145,13 +150,29 @@ class ModelWriter:
             self._flush()
             self._change_status(sealed=True, proven=self.index.trust is not Trust.NONE, bound=True)
 
+    def advance_proofs(self) -> bool:
+        """Hash one more piece of what only a proof vouches for, while the rest is still coming, so that `seal` need not
+        read everything; False when there is nothing to be done now. Raises StoreError."""
+        if self._status.proven:
+            return False
+        with self._proving, explained(f"check {self._model.path.name}"):
+            return any(proving.advance(is_there=self._is_there) for proving in self._proofs)
+
+    def _is_there(self, file: int, begin: int, end: int) -> bool:
+        return all(self.is_present(file, chunk) for chunk in self._layout(file).covering(begin, end))
+
+    def _begin_proofs(self) -> tuple[Proving, ...]:
+        return tuple(Proving(self._model, proof) for proof in needed_proofs(self.index))
+
     def _check_sizes(self) -> None:
         for number, file in enumerate(self.index.files):
             if not has_its_sizes(self._model, number):
                 raise StoreDamaged(f"{file.path}, or what is kept of its chunks, has another size than it was given")
 
     def _check_proofs(self) -> None:
-        failed = [proof for proof in needed_proofs(self.index) if not proof_holds(self._model, proof)]
+        while self.advance_proofs():
+            continue
+        failed = [proving.proof for proving in self._proofs if not proving.holds()]
         if not failed:
             return
         paths = set().union(*(proof.paths for proof in failed))

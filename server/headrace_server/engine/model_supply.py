@@ -8,9 +8,11 @@ all state is. Every supplied model stays leased until `close`, so that nobody ev
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -85,12 +87,14 @@ class ModelSupply:
         orders: Iterable[Order],
         *,
         on_change: Callable[[ModelId], None] = lambda _model: None,
-        open_fetch: Callable[[FetchRequest], Fetch] = FetchProcess,
+        open_fetch: Callable[[FetchRequest], Fetch] | None = None,
         open_model: Callable[[Path, str], OpenedModel] = open_stored_model,
     ) -> None:
         """`on_change` is called on the event loop whenever `weights` or `failure` of a model would say more."""
+        # As it is now: engines change it, and tell the libraries under them to stay offline.
+        environment = dict(os.environ)
         self._deliveries = {order.model: Delivery(order, on_change=on_change) for order in orders}
-        self._open_fetch = open_fetch
+        self._open_fetch = open_fetch or partial(FetchProcess, environment=environment)
         self._open_model = open_model
         self._leases: list[Held] = []
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 
 from headrace_server.engine.base import Engine, EngineSpec
 from headrace_server.errors import UsageError
@@ -27,3 +28,11 @@ def build_engine(spec: EngineSpec) -> Engine:
         raise UsageError(f"unknown engine {spec.kind!r}; known: {', '.join(sorted(_KINDS))}") from None
     factory: EngineFactory = getattr(import_module(module), name)
     return factory(spec)
+
+
+def preload_engine(kind: str, scratch: Path) -> None:
+    """Import what the first engine of a kind will need, while its weights are still being looked for. Blocks for
+    seconds; what fails here fails again, and is told, when an engine is built. `scratch`: see `EngineSpec`."""
+    preload = getattr(import_module(_KINDS[kind][0]), "preload", None)
+    if preload is not None:
+        preload(scratch)

@@ -11,6 +11,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -65,8 +66,6 @@ class VllmEngine:
         self._children_before = {child.pid for child in multiprocessing.active_children()}
 
     async def start(self) -> EngineInfo:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         try:
             self._building = asyncio.ensure_future(asyncio.to_thread(self._build))
             args = await asyncio.shield(self._building)  # a thread cannot be cancelled; `close` sees to it
@@ -83,9 +82,7 @@ class VllmEngine:
 
     def _build(self) -> Namespace:
         """Import vLLM and start its processes. Runs in a thread, imports all that the loop will need."""
-        logger.info("vllm_import", extra={"model": self._spec.model})
-        _use_scratch(self._spec.scratch)
-        import vllm.entrypoints.launchers.api_server.app_state  # noqa: F401
+        preload(self._spec.scratch)
         from vllm import envs
 
         envs.disable_envs_cache()  # of an engine before this one
@@ -96,8 +93,6 @@ class VllmEngine:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        import headrace_server.engine.vllm_generation
-        import headrace_server.engine.vllm_serving  # noqa: F401
         from headrace_server.engine.vllm_stats import StepCounters, step_logger
 
         line = command_line(self._spec, cpu=current_platform.is_cpu())
@@ -184,6 +179,23 @@ class VllmEngine:
         if part is None:
             raise EngineDown("the engine of this model is not running")
         return part
+
+
+def preload(scratch: Path | None) -> None:
+    """Import all of vLLM that an engine and the loop will need, in a thread; a second call waits for the first and
+    costs nothing. `scratch`: see `EngineSpec`."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if "vllm" not in sys.modules:
+        logger.info("vllm_import")
+    _use_scratch(scratch)
+    import vllm.engine.arg_utils
+    import vllm.entrypoints.launchers.api_server.app_state
+    import vllm.entrypoints.launchers.cli_args
+    import vllm.v1.engine.async_llm  # noqa: F401
+
+    import headrace_server.engine.vllm_generation
+    import headrace_server.engine.vllm_serving  # noqa: F401
 
 
 def _settle_memory() -> None:

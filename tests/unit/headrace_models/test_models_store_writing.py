@@ -18,7 +18,7 @@ from headrace_models.errors import (
     StoreError,
     StoreUnusable,
 )
-from headrace_models.store import model_writer, recovery
+from headrace_models.store import checking, model_writer, recovery
 from headrace_models.store.files import write_part
 from headrace_models.store.model_directory import ModelDirectory
 from headrace_models.store.model_store import ModelStore
@@ -222,7 +222,7 @@ def test_nothing_is_read_again_to_seal_a_model_with_known_digests(
     model = published(store, fake)
     with model.writer() as writer:
         put(writer, fake)
-        monkeypatch.setattr(model_writer, "proof_holds", lambda *_: pytest.fail("a proof was read"))
+        monkeypatch.setattr(checking, "read_part", lambda *_: pytest.fail("a proof was read"))
         writer.seal()
     assert model.status().proven
 
@@ -252,6 +252,37 @@ def test_what_was_sealed_once_binds_what_is_fetched_again(store: ModelStore, tmp
     assert model.status().complete
 
 
+def test_what_was_hashed_while_it_came_is_not_read_again_to_seal(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = fake_model(Trust.FILE)
+    model = published(store, fake)
+    with model.writer() as writer:
+        for place in fake.chunks:
+            writer.put(*place, fake.data(*place))
+            while writer.advance_proofs():
+                continue
+        monkeypatch.setattr(checking, "read_part", lambda *_: pytest.fail("a proof was read"))
+        writer.seal()
+    assert model.status().proven
+
+
+def test_hashing_begins_anew_when_a_shard_was_dropped(store: ModelStore) -> None:
+    fake = fake_model(Trust.FILE)
+    model = published(store, fake)
+    with model.writer() as writer:
+        writer.put(0, 0, fake.data(0, 0))
+        writer.put(0, 1, fake.wrong(0, 1))
+        while writer.advance_proofs():
+            continue
+        put(writer, fake)
+        with pytest.raises(DigestMismatch):
+            writer.seal()
+        put(writer, fake)
+        writer.seal()
+    assert model.check_integrity().is_sound
+
+
 def test_a_proven_model_is_not_read_again_after_a_partial_eviction(
     store: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,7 +290,7 @@ def test_a_proven_model_is_not_read_again_after_a_partial_eviction(
     model = fetched(store, fake)
     _evict(model, 3)
     assert model.status().proven, "what is left was proven, what comes is bound"
-    monkeypatch.setattr(model_writer, "proof_holds", lambda *_: pytest.fail("a proof was read"))
+    monkeypatch.setattr(checking, "read_part", lambda *_: pytest.fail("a proof was read"))
     _seal(model, fake)
     assert model.status().trust is Trust.FILE
 

@@ -1,17 +1,20 @@
 """Fetches of a server's models: their order, what engines wait for, and that nothing is left of any."""
 
 import asyncio
+import contextlib
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from headrace_models.errors import ModelNotFound
+from headrace_models.fetch.client import FetchProcess
 from headrace_models.fetch.events import Failed
 from headrace_models.fetch.request import FetchRequest
 from headrace_server.domain import ModelId
+from headrace_server.engine.delivery import Order
 from headrace_server.engine.model_supply import ModelSupply
 from headrace_server.errors import EngineFault
 from tests.fakes.fetching import FACTS, FakeFetch, FakeFetches, FakeStore, completed, indexed, order, progress
@@ -182,3 +185,24 @@ async def test_a_child_that_cannot_be_started_fails_its_model() -> None:
     await supply.run()
     with pytest.raises(EngineFault, match="cannot be started: Resource temporarily unavailable"):
         await supply.indexed(A)
+
+
+async def test_what_engines_do_to_the_environment_does_not_reach_later_fetches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[Mapping[str, str] | None] = []
+
+    class Recorded(FetchProcess):
+        def __init__(self, request: FetchRequest, *, environment: Mapping[str, str] | None = None) -> None:
+            seen.append(environment)
+            raise OSError("not started")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("headrace_server.engine.model_supply.FetchProcess", Recorded)
+    supply = ModelSupply([Order(ModelId("a"), FetchRequest("hf://a/b", tmp_path))])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with contextlib.suppress(OSError):
+        await supply.run()
+    assert len(seen) == 1
+    assert seen[0] is not None
+    assert "HF_HUB_OFFLINE" not in seen[0]
