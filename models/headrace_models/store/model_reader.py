@@ -39,7 +39,11 @@ class ModelReader:
         self._lease = lease
         self._believed = directory.is_local
         self._old_failure = _failure_mark(directory)
-        self._num_doubts = directory.read_status().num_doubts
+        status = directory.read_status()
+        self._num_doubts = status.num_doubts
+        # Nobody evicts under our lease, and what proves wrong later is told by `wait_until_proven`.
+        self._is_all_there = not directory.is_local and status.sealed and directory.is_full()
+        self._shards = [directory.shard(file) for file in range(len(directory.index.files))]
 
     @property
     def model(self) -> "StoredModel":
@@ -53,10 +57,12 @@ class ModelReader:
 
     def is_present(self, file: int, begin: int, end: int) -> bool:
         """Whether bytes `begin` to `end` (not included) of a shard are there, checked. Raises StoreError."""
+        if self._is_all_there:
+            return True
         chunks = self.index.layouts[file].covering(begin, end)
         with explained("look at the marks"):
             if self._directory.is_local:
-                return shard_size(self._directory.shard(file)) == self.index.files[file].size_bytes
+                return shard_size(self._shards[file]) == self.index.files[file].size_bytes
             if not chunks or not self._believes():
                 return not chunks
             marks = read_marks(self._directory.map(file), chunks.start, chunks.stop)
@@ -129,7 +135,7 @@ class ModelReader:
     def _check_size(self, file: int) -> None:
         expected = self.index.files[file]
         with explained(f"look at {expected.path}"):
-            size = shard_size(self._directory.shard(file))
+            size = shard_size(self._shards[file])
         if size is None or size < expected.size_bytes:
             raise StoreDamaged(f"{expected.path} has {size or 0} bytes of {expected.size_bytes}: somebody cut it off")
 
