@@ -1,0 +1,151 @@
+"""What the model cache costs and saves, against targets, with other loaders in the same run.
+
+    python loadtests/bench_cache.py [--rows NAME,...] [--runs N] [--no-peers] [--results FOLDER]
+
+Everything comes from a throttled origin on this machine (`loadtests/origin`), so link and latency are known. Rows
+follow one another; in each of them the sides take turns. It is bounded in time, every process that it starts ends with
+it, and its files lie in one temporary folder. A run that was not interrupted is written to the results folder.
+
+Exit codes: 0 measured (whether targets are met stands in the table), 1 a row failed, 2 usage, 130 interrupted.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+
+if not __package__:  # run as a script: find the package, not its modules
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from headrace_models.errors import ModelError
+from headrace_server.bench import document
+from headrace_server.bench.machine import is_busy, machine
+from headrace_server.bench.report import open_console
+from headrace_server.errors import HeadraceError
+from headrace_server.settings.schema import DEFAULT_MODEL
+from loadtests import cache_picture, cache_report
+from loadtests.cache_findings import Findings, first_line
+from loadtests.cache_rows import MEASUREMENTS, RowName
+from loadtests.cache_served import serve
+from loadtests.cache_setting import Setting
+from loadtests.command_line import positive, run_measurement
+from loadtests.launcher import prepare_subject
+from loadtests.peers.installation import FOLDER, PeersNotInstalled, ensure_peers
+
+RESULTS = Path(__file__).resolve().with_name("results")
+MODEL = "acme/smollm2"
+
+_MOST_ROW_SECONDS = 900.0
+
+progress = Console(stderr=True, highlight=False, markup=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line."""
+
+    rows: tuple[RowName, ...]
+    folder: Path
+    num_runs: int = 3
+    with_peers: bool = True
+
+
+async def measure(options: Options, found: dict[str, Findings], failed: dict[str, str]) -> None:
+    """All rows, into `found`; a row that fails is told in `failed`, and the next one goes on."""
+    peers = await asyncio.to_thread(_peers) if options.with_peers else None
+    subject = await prepare_subject(DEFAULT_MODEL)
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch:
+        model = serve(MODEL, subject.directory)
+        setting = Setting(model, Path(scratch), peers, options.num_runs, progress.print)
+        for row in options.rows:
+            progress.print(f"{row}:")
+            began = time.monotonic()
+            try:
+                found[row] = await asyncio.wait_for(MEASUREMENTS[row](setting), _MOST_ROW_SECONDS)
+            except (HeadraceError, ModelError, TimeoutError) as error:
+                failed[row] = first_line(error)
+                progress.print(f"  failed: {error}", soft_wrap=True)
+            progress.print(f"  {time.monotonic() - began:.0f} s")
+
+
+def _peers() -> Path | None:
+    try:
+        return ensure_peers()
+    except PeersNotInstalled as error:
+        progress.print(f"without peers: {error}", soft_wrap=True)
+        return None
+
+
+def _peer_versions() -> dict[str, str]:
+    """Of the peers' folder, and of what they share with us."""
+    own = ("huggingface_hub", "safetensors")
+    installed = metadata.distributions(path=[str(FOLDER)])
+    return {each.name: each.version for each in installed} | {name: metadata.version(name) for name in own}
+
+
+async def measure_and_report(options: Options) -> None:
+    """The whole run: prints the table, and writes the files unless it is interrupted.
+
+    Raises:
+        HeadraceError: a row failed; the others are written all the same.
+    """
+    began, measured_on = datetime.now(UTC), machine()
+    found: dict[str, Findings] = {}
+    failed: dict[str, str] = {}
+    if is_busy():
+        progress.print(f"this machine is busy (load {measured_on['load_average_1min']}): expect noise")
+    try:
+        await measure(options, found, failed)
+    finally:
+        _show(found)
+    path = cache_report.path_in(options.folder)
+    asked = {"num_runs": options.num_runs, "failed": failed, "peers": _peer_versions()}
+    document.save(cache_report.content(found, asked, began=began, measured_on=measured_on), path)
+    progress.print(f"written to {path}", soft_wrap=True)
+    if cache_picture.can_draw(found):
+        cache_picture.draw(found, path.with_suffix(".png"))
+    if failed:
+        raise HeadraceError(f"not measured: {', '.join(failed)}")
+
+
+def _show(found: dict[str, Findings]) -> None:
+    console = open_console()
+    if found:
+        console.print(cache_report.table(found))
+    for remark in cache_report.remarks(found):
+        console.print(remark, soft_wrap=True, markup=False)
+
+
+def parse_options(arguments: list[str]) -> Options:
+    """Read the command line; exits with 2 where it is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rows", type=_rows, default=tuple(RowName), metavar="NAME,...", help="default: all of them")
+    parser.add_argument("--runs", type=positive, default=3, metavar="N", help="of each side; default: 3")
+    parser.add_argument("--no-peers", action="store_true", help="measure Headrace alone")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="for the files")
+    read = parser.parse_args(arguments)
+    return Options(read.rows, read.results, read.runs, with_peers=not read.no_peers)
+
+
+def _rows(text: str) -> tuple[RowName, ...]:
+    """The rows that are named, in their own order."""
+    names = {name.strip() for name in text.split(",")}
+    if unknown := names - set(RowName):
+        raise argparse.ArgumentTypeError(f"no such row: {', '.join(sorted(unknown))} (there are {', '.join(RowName)})")
+    return tuple(row for row in RowName if row in names)
+
+
+def main() -> int:
+    options = parse_options(sys.argv[1:])
+    return run_measurement(lambda: measure_and_report(options), results=options.folder, prepare=lambda _stack: None)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
