@@ -20,7 +20,6 @@ from loadtests.cache_setting import Protocol, Setting, reference_of
 from loadtests.origin.remote import origin_process
 
 OURS, THEIRS = "store", "safetensors"
-SMALL, LARGE = "257 MiB", "1 GiB"
 LOAD = Measure("load_seconds", "load", "ms", 1e3, 1)
 EACH_LOAD = Measure("each_load_seconds", "each load", "ms", 1e3, 1)
 EXTRA = Measure("extra_anonymous_bytes", "beside the tensors", "MiB", 1 / MIB, 1)
@@ -29,9 +28,9 @@ EXTRA = Measure("extra_anonymous_bytes", "beside the tensors", "MiB", 1 / MIB, 1
 async def measure_second_start(setting: Setting) -> Findings:
     """Pairs of processes in turn. Raises HeadraceError."""
     findings = Findings()
-    for size, model in ((SMALL, setting.model), (LARGE, setting.large())):
+    for model in (setting.model, setting.large()):
+        size = f"{model.weight_bytes / MIB:.0f} MiB"
         await _pairs(setting, findings, size, model)
-    for size in (SMALL, LARGE):
         ours, theirs = _side(size, OURS), _side(size, THEIRS)
         findings.ratio(f"{size}: time / safetensors' mmap", LOAD, ours, theirs, at_most(1.1))
         findings.median(f"{size}: from the store", LOAD, ours)

@@ -20,8 +20,8 @@ from loadtests.origin.link import Link
 MIB = 2**20
 LATENCY_SECONDS = 0.02
 
-# 1,021 MiB in four shards: long enough for three per cent to be seen, and two stages of equal size.
-_LARGE = Shape(num_layers=28, vocabulary=32_000, num_shards=4)
+# 765 MiB in four shards: long enough for three per cent to be seen, and two stages of equal size.
+_LARGE = Shape(num_layers=20, vocabulary=32_000, num_shards=4)
 # 240 MiB each.
 _SWAPPED = Shape(num_layers=7)
 
@@ -78,7 +78,7 @@ class Setting:
             yield Path(name)
 
     def large(self) -> ServedModel:
-        """About 1 GiB, its head apart from its embedding."""
+        """The larger one, its head apart from its embedding."""
         return self._checkpoint("acme/large", self.large_shape, seed=1)
 
     def swapped(self) -> tuple[ServedModel, ServedModel]:

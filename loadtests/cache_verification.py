@@ -1,7 +1,7 @@
 """Row `verification`: what checking costs, by fetches with and without any hashing, in turn.
 
 A registry serves the same model in two ways: with a pinned index, where each chunk is hashed once and compared before
-it is kept, and without, where chunks are hashed as they come and each file once more at the end, out of the page cache.
+it is kept, and without, where chunks are hashed as they come and each file once more as a whole.
 Without hashing (`cache_unhashed`) the fetch is the same otherwise. Files are compared afterwards on every side.
 """
 

@@ -139,6 +139,11 @@ def fetching_children(parent: int) -> list[int]:
     return [int(pid) for listing in listings for pid in listing.read_text().split()]
 
 
+def heed_interrupts() -> None:
+    """What a shell starts in the background ignores them, and so would we, if that is where the tests run."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class TestPull:
     """headrace pull."""
 
@@ -213,6 +218,7 @@ class TestPull:
             text=True,
             cwd=home.folder,
             start_new_session=True,
+            preexec_fn=heed_interrupts,
         ) as process:
             (child,) = self.until_half_is_here(process.pid, home, web(origin))
             process.send_signal(signal.SIGINT)
