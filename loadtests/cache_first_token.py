@@ -142,7 +142,8 @@ def _line(shared: Round, side: str, folders: tuple[Path, Path], endpoint: Endpoi
     """The command of a peer; `folders` are the run's own and that of the peers."""
     (folder, peers), name = folders, shared.setting.model.name
     errand = Errand(shared.origin.url, name, folder / "home")
-    online = {"HF_HUB_OFFLINE": "0"}
+    # vLLM leaves its sockets behind.
+    online = {"HF_HUB_OFFLINE": "0", "TMPDIR": str(folder)}
     without = {**our_environment(errand), **online}
     if side == HUB:
         return with_environment(without, _vllm(shared, name, endpoint))

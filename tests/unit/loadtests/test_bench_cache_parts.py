@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from loadtests.cache_reader import read_plainly
 from loadtests.cache_registry import registry_with
 from loadtests.cache_served import ServedModel, WrongResult, allocated_bytes, serve
 from loadtests.cache_setting import Protocol, reference_of
-from loadtests.cache_starts import first_text, with_environment
+from loadtests.cache_starts import first_text, shared_memory, with_environment
 from loadtests.cache_verification import _UNHASHED
 from loadtests.origin.remote import origin_process
 from requirements.debian_tools import ensure_docker_registry
@@ -234,6 +235,17 @@ def test_a_command_gets_exactly_the_environment_that_it_is_given(monkeypatch: py
     seen.pop("LC_CTYPE", None)
     wanted.pop("LC_CTYPE", None)
     assert seen == wanted
+
+
+def test_shared_memory_of_a_process_is_found_by_its_name() -> None:
+    memory = SharedMemory(create=True, size=4096)
+    try:
+        assert Path("/dev/shm", memory.name) in shared_memory([os.getpid()])
+        assert shared_memory([]) == frozenset()
+    finally:
+        memory.close()
+        memory.unlink()
+    assert Path("/dev/shm", memory.name) not in shared_memory([os.getpid()])
 
 
 def test_a_file_time_is_told_from_the_start_of_a_process(tmp_path: Path) -> None:
