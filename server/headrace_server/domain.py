@@ -126,6 +126,12 @@ class ModelStatus:
     `detail` is one line for people (why it failed, what it waits for) or empty. `operations` is empty until the engine
     has said what it can. `max_model_len` is in tokens, `created` in seconds since the epoch. `weights` is None until
     the model has been found at its source, and where the engine loads none.
+
+    `num_leases` requests use it, `num_held` wait for it. `memory_bytes` is what it takes of the memory budget, None
+    while it takes none. `idle_seconds`: since its last use, None while it is in use or not in memory. `eta_seconds`:
+    until it is expected to serve, None where nobody is bringing it up or nothing is known. `retry_in_seconds`: until a
+    model that failed may be tried again. `is_restarting`: it is on its way because its engine died or hung.
+    `keep_alive_seconds`: how long it stays in memory unused, None: until its memory is needed.
     """
 
     id: ModelId
@@ -138,6 +144,14 @@ class ModelStatus:
     max_model_len: int | None = None
     num_leases: int = 0
     weights: WeightsStatus | None = None
+    num_held: int = 0
+    is_pinned: bool = False
+    memory_bytes: int | None = None
+    idle_seconds: float | None = None
+    eta_seconds: float | None = None
+    retry_in_seconds: float | None = None
+    is_restarting: bool = False
+    keep_alive_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +159,8 @@ class EngineRequest:
     """One validated HTTP request on its way to an engine.
 
     `payload` is the client's JSON object with unknown and refused fields removed; `model` is the name under which
-    the engine serves the model, and already stands in the payload.
+    the engine serves the model, and already stands in the payload. `deadline` is on the event loop's clock; after it
+    nobody wants the answer any more.
     """
 
     operation: Operation
@@ -154,6 +169,7 @@ class EngineRequest:
     caller: Caller
     payload: JsonObject = field(repr=False)
     stream: bool = False
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

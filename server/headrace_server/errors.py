@@ -15,9 +15,12 @@
         ├── Unavailable             no capacity now, whoever asks
         │   ├── ModelLoading        not ready yet
         │   ├── Draining            this server is going away
-        │   └── EngineDown          the engine died, hangs or cannot be reached
+        │   ├── NoRoomForModel      it does not fit in memory beside what has to stay
+        │   └── EngineDown          the engine hangs, cannot be reached or cannot be started
+        │       └── EngineDied      the engine is gone for good; another one may take its place
         ├── DeadlineExpired         the client's deadline has passed
         └── EngineFault             the engine answered with a failure of its own
+            └── RequestQuarantined  the engine died twice while it worked on this request
     ClientGone                      not an error: the client left, nobody reads an answer
 
 Messages are written for the client: they never echo the request's content, addresses, paths or tracebacks.
@@ -110,12 +113,24 @@ class EngineDown(Unavailable):
     default_code = "engine_down"
 
 
+class EngineDied(EngineDown):
+    """To a client the same as its parent."""
+
+
+class NoRoomForModel(Unavailable):
+    default_code = "no_room"
+
+
 class DeadlineExpired(RequestError):
     default_code = "deadline_expired"
 
 
 class EngineFault(RequestError):
     default_code = "engine_fault"
+
+
+class RequestQuarantined(EngineFault):
+    default_code = "request_quarantined"
 
 
 class ClientGone(Exception):

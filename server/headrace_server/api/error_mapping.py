@@ -17,13 +17,16 @@ from headrace_server.errors import (
     Contended,
     DeadlineExpired,
     Draining,
+    EngineDied,
     EngineDown,
     EngineFault,
     InvalidRequest,
     ModelLoading,
     ModelNotFound,
+    NoRoomForModel,
     NotAllowed,
     RequestError,
+    RequestQuarantined,
     RequestTooLarge,
     SlowRequest,
     Unauthenticated,
@@ -58,10 +61,13 @@ OUTCOMES: Mapping[type[RequestError], Outcome] = {
     UnsupportedMediaType: Outcome(415, _INVALID),
     Contended: Outcome(429, "rate_limit_error"),
     EngineFault: Outcome(500, "server_error"),
+    RequestQuarantined: Outcome(500, "server_error"),
     Unavailable: Outcome(503, "server_error"),
     ModelLoading: Outcome(503, "server_error"),
     Draining: Outcome(503, "server_error"),
+    NoRoomForModel: Outcome(503, "server_error"),
     EngineDown: Outcome(503, "server_error"),
+    EngineDied: Outcome(503, "server_error"),
     DeadlineExpired: Outcome(504, "server_error"),
 }
 _UNKNOWN = Outcome(500, "server_error")
@@ -119,7 +125,7 @@ def _headers(error: RequestError) -> Mapping[str, str]:
     match error:
         case Unauthenticated():
             return {"www-authenticate": "Bearer"}
-        case DeadlineExpired():
+        case DeadlineExpired() | RequestQuarantined():
             return {"x-should-retry": "false"}
         case _ if error.retry_after_seconds is not None:
             seconds = error.retry_after_seconds
