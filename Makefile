@@ -7,7 +7,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test test-faults check format lock bench bench-limits bench-cache clean
+.PHONY: help setup setup-dev serve test test-faults check format lock bench bench-limits bench-cache bench-swap clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,14 +40,17 @@ lock: setup-dev  ## renew requirements/*.txt
 bench: setup-dev  ## measure the server
 	$(BIN)/python loadtests/bench_server.py $(ARGS)
 
-test-faults: setup-dev  ## kill what writes models, hundreds of times
-	FAULT_KILLS=500 $(BIN)/python -m pytest tests/faults --timeout 3000 $(ARGS)
+test-faults: setup-dev  ## kill servers, engines and what writes models, at any moment, hundreds of times
+	FAULT_KILLS=500 FAULT_SIGTERMS=200 FAULT_MATRIX=1 $(BIN)/python -m pytest tests/faults --timeout 3000 $(ARGS)
 
 bench-limits: setup-dev  ## measure what a crowd and thousands of requests do to the server
 	$(BIN)/python loadtests/bench_limits.py $(ARGS)
 
 bench-cache: setup-dev  ## measure the model cache, beside other loaders
 	$(BIN)/python loadtests/bench_cache.py $(ARGS)
+
+bench-swap: setup-dev  ## measure starts, swaps and restarts of engines, beside vLLM's own server
+	$(BIN)/python loadtests/bench_swap.py $(ARGS)
 
 clean:  ## remove .venv, caches and build outputs
 	rm -rf .venv .venv.lock .peers .peers-* .tools build dist htmlcov .coverage .coverage.* .hypothesis

@@ -7,8 +7,9 @@ complete once it says what came.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -17,11 +18,22 @@ from headrace_models.embedded import embedded_source
 from headrace_models.fetch.request import FetchRequest
 from headrace_server.domain import ModelId
 from headrace_server.engine.base import EngineSpec, StoredWeights
+from headrace_server.engine.catalog_entry import CatalogEntry, Prepared
 from headrace_server.engine.delivery import Order
+from headrace_server.engine.machine_memory import MachineMemory
+from headrace_server.engine.memory_estimate import EngineSize, estimated_memory
 from headrace_server.engine.model_supply import ModelSupply
-from headrace_server.engine.pool import CatalogEntry
 from headrace_server.errors import UsageError
-from headrace_server.settings.schema import DEFAULT_MODEL, CacheSettings, EngineKind, ModelSettings, Settings
+from headrace_server.settings.schema import (
+    DEFAULT_MODEL,
+    CacheSettings,
+    EngineArguments,
+    EngineKind,
+    EngineSettings,
+    LoadWhen,
+    ModelSettings,
+    Settings,
+)
 
 # What an embedded model needs beside the defaults: SmolLM2 knows no tools, so the grammar writes its calls.
 _EMBEDDED_ARGUMENTS: Mapping[str, Mapping[str, object]] = {
@@ -29,6 +41,7 @@ _EMBEDDED_ARGUMENTS: Mapping[str, Mapping[str, object]] = {
 }
 # References that say no more than a name may be one.
 _NAMING = (Scheme.EMBEDDED, Scheme.HF, Scheme.OCI)
+_NEAR = (Scheme.EMBEDDED, Scheme.FILE)
 _MODEL_NAME_CHARS = 200
 
 
@@ -44,6 +57,11 @@ class PlannedModel:
     def id(self) -> ModelId:
         """The name that clients use."""
         return ModelId(self.settings.id)
+
+    @property
+    def is_near(self) -> bool:
+        """Whether its weights are on this machine, wherever the cache stands."""
+        return self.request is None or parse_reference(self.request.reference).scheme in _NEAR
 
 
 def model_settings(settings: Settings) -> tuple[ModelSettings, ...]:
@@ -111,9 +129,33 @@ def orders_of(models: Sequence[PlannedModel]) -> tuple[Order, ...]:
     return tuple(Order(model.id, model.request) for model in models if model.request is not None)
 
 
-def catalog_entries(models: Sequence[PlannedModel], supply: ModelSupply) -> tuple[CatalogEntry, ...]:
-    """The entries of the pool; `supply` has been given `orders_of(models)`."""
-    return tuple(_entry(model, supply) for model in models)
+@dataclass(frozen=True, slots=True)
+class Supplies:
+    """Where weights come from: `near` are those that this machine has, `far` those that are fetched from elsewhere. A
+    model on this machine does not wait for the download of another one."""
+
+    near: ModelSupply
+    far: ModelSupply
+
+    def of(self, model: PlannedModel) -> ModelSupply:
+        """Which one a model is from."""
+        return self.near if model.is_near else self.far
+
+
+def supplies_of(models: Sequence[PlannedModel], on_change: Callable[[ModelId], None]) -> Supplies:
+    """The supplies of these models; see `ModelSupply`."""
+    near, far = ([model for model in models if model.is_near is is_near] for is_near in (True, False))
+    return Supplies(*(ModelSupply(orders_of(part), on_change=on_change) for part in (near, far)))
+
+
+def catalog_entries(
+    models: Sequence[PlannedModel], supplies: Supplies, engine: EngineSettings, memory: MachineMemory
+) -> tuple[CatalogEntry, ...]:
+    """The entries of the pool; `supplies` have been given `orders_of` the models."""
+    return tuple(
+        _entry(model, partial(_prepared, model, supplies.of(model), memory), supplies.of(model), engine)
+        for model in models
+    )
 
 
 def vllm_spec(
@@ -125,12 +167,20 @@ def vllm_spec(
     arguments = {
         **({"runner": "pooling"} if facts.task is Task.EMBED else {}),
         **_EMBEDDED_ARGUMENTS.get(embedded, {}),
-        **model.arguments.model_dump(exclude_none=True, mode="json"),
+        **model.arguments.model_dump(exclude_none=True, exclude={"cpus"}, mode="json"),
     }
     if model.client_chat_template:
         arguments["trust_request_chat_template"] = True
-    aliases = tuple(map(ModelId, model.aliases))
-    return EngineSpec(ModelId(model.id), "vllm", directory, None, arguments, aliases, store=store)
+    return EngineSpec(
+        ModelId(model.id),
+        "vllm",
+        directory,
+        arguments=arguments,
+        aliases=tuple(map(ModelId, model.aliases)),
+        store=store,
+        cpus=model.arguments.cpus,
+        compile_cache=None if store is None else store.cache_dir / "compiled" / store.key,
+    )
 
 
 def _planned(model: ModelSettings, cache: CacheSettings) -> PlannedModel:
@@ -147,26 +197,57 @@ def _planned(model: ModelSettings, cache: CacheSettings) -> PlannedModel:
             assert_never(model.engine)
 
 
-def _entry(planned: PlannedModel, supply: ModelSupply) -> CatalogEntry:
-    model, name = planned.settings, planned.id
-    aliases = tuple(map(ModelId, model.aliases))
-
-    async def prepared() -> EngineSpec:
-        if planned.request is None:
-            return _other_spec(model, aliases)
-        supplied = await supply.indexed(name)
-        store = StoredWeights(supplied.cache_dir, supplied.key)
-        return vllm_spec(model, supplied.skeleton, supplied.facts, store)
-
-    if planned.request is None:
-        return CatalogEntry(name, aliases, planned.source, prepared)
+def _entry(
+    planned: PlannedModel,
+    prepare: Callable[[], Awaitable[Prepared]],
+    supply: ModelSupply,
+    engine: EngineSettings,
+) -> CatalogEntry:
+    model = planned.settings
     return CatalogEntry(
-        name, aliases, planned.source, prepared, lambda: supply.weights(name), lambda: supply.failure(name)
+        planned.id,
+        tuple(map(ModelId, model.aliases)),
+        planned.source,
+        prepare,
+        weights=partial(supply.weights, planned.id) if planned.request is not None else lambda: None,
+        at_startup=model.load is LoadWhen.STARTUP,
+        keep_alive_seconds=model.keep_alive_seconds or engine.keep_alive_seconds,
+        is_pinned=model.pin,
     )
 
 
-def _other_spec(model: ModelSettings, aliases: tuple[ModelId, ...]) -> EngineSpec:
+async def _prepared(planned: PlannedModel, supply: ModelSupply, memory: MachineMemory) -> Prepared:
+    """Wait until an engine may start on the model, and hold its files until it has ended."""
+    model = planned.settings
+    if planned.request is None:
+        return Prepared(_other_spec(model), model.synthetic.memory_bytes if model.engine is EngineKind.SYNTHETIC else 0)
+    opened = await supply.open(planned.id)
+    try:
+        there = opened.supplied
+        spec = vllm_spec(model, there.skeleton, there.facts, StoredWeights(there.cache_dir, there.key))
+        size = _engine_size(model.arguments, there.facts, memory)
+        return Prepared(spec, estimated_memory(size), opened.failed, opened.close)
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _engine_size(arguments: EngineArguments, facts: ModelFacts, memory: MachineMemory) -> EngineSize:
+    return EngineSize(
+        weight_bytes=facts.weight_bytes,
+        stored_dtype=facts.dtype,
+        dtype=arguments.dtype,
+        has_kv_cache=facts.task is not Task.EMBED,
+        kv_cache_memory_bytes=arguments.kv_cache_memory_bytes,
+        gpu_memory_utilization=arguments.gpu_memory_utilization,
+        num_workers=(arguments.tensor_parallel_size or 1) * (arguments.pipeline_parallel_size or 1),
+        device_bytes=memory.device_bytes,
+    )
+
+
+def _other_spec(model: ModelSettings) -> EngineSpec:
     """The spec of an engine that loads no weights here."""
+    aliases = tuple(map(ModelId, model.aliases))
     if model.engine is EngineKind.SYNTHETIC:
         arguments = model.synthetic.model_dump(exclude_none=True)
         return EngineSpec(ModelId(model.id), "synthetic", None, None, arguments, aliases)

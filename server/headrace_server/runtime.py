@@ -1,33 +1,50 @@
-"""The composition root: settings in, a running server's parts out. Owns the task group that loads the models.
+"""The composition root: settings in, a running server's parts out. Owns the task group of the supply and the pool.
 
 Nothing below this module reads settings, and nothing above it builds engines.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeAlias
 
-from headrace_server.catalog import PlannedModel, cache_directory, catalog_entries, orders_of, plan_models
+from headrace_server.catalog import (
+    PlannedModel,
+    Supplies,
+    cache_directory,
+    catalog_entries,
+    plan_models,
+    supplies_of,
+)
 from headrace_server.domain import ModelId, ModelStatus
-from headrace_server.engine.base import Engine, EngineSpec
+from headrace_server.engine.base import EngineSpec
+from headrace_server.engine.machine_memory import MachineMemory, allowed_cpus, machine_memory
 from headrace_server.engine.model_storage import ModelStorage, cached_models
-from headrace_server.engine.model_supply import ModelSupply
-from headrace_server.engine.pool import EnginePool
+from headrace_server.engine.pool import EnginePool, PoolLimits, PoolPolicies
 from headrace_server.engine.registry import build_engine, preload_engine
 from headrace_server.observability.events import ModelFeed
 from headrace_server.observability.metrics import Metrics
+from headrace_server.scheduling.cpus import as_text, least_used, parsed, share_of
+from headrace_server.scheduling.placement import LeastRecentlyUsed
+from headrace_server.scheduling.restarts import Restarts
 from headrace_server.serving.admission import OpenAdmission
+from headrace_server.serving.drain import Drain
 from headrace_server.serving.inference import Inference
 from headrace_server.serving.policy import ModelPolicy
-from headrace_server.settings.schema import AuthMode, AuthSettings, Settings
+from headrace_server.settings.schema import AuthMode, AuthSettings, EngineKind, EngineSettings, Settings
 from headrace_server.tenancy.keys import Authenticator, OpenDoor, read_keys_file
 
 logger = logging.getLogger(__name__)
+
+CpuShares: TypeAlias = tuple[tuple[int, ...], ...]
+
+# Of the memory there is; the rest is for this process, the system, and what estimates miss.
+_BUDGET_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +58,7 @@ class Runtime:
     header_hold_seconds: float
     feed: ModelFeed
     storage: ModelStorage
+    drain: Drain
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +86,14 @@ class Plan:
     authenticator: Authenticator
     header_hold_seconds: float
     cache_dir: Path
+    engine: EngineSettings
+    memory: MachineMemory
+    cpu_shares: CpuShares
+
+    @property
+    def memory_budget_bytes(self) -> int:
+        """What all engines together may take."""
+        return self.engine.memory_budget_bytes or round(self.memory.total_bytes * _BUDGET_SHARE)
 
 
 def plan_runtime(settings: Settings) -> Plan:
@@ -79,51 +105,93 @@ def plan_runtime(settings: Settings) -> Plan:
     policies = {
         ModelId(model.id): ModelPolicy(model.client_chat_template, model.remote_media) for model in settings.models
     }
+    models, memory = plan_models(settings), machine_memory()
     return Plan(
-        plan_models(settings),
+        models,
         policies,
         build_authenticator(settings.auth),
         settings.server.header_hold_seconds,
         cache_directory(settings.cache),
+        settings.engine,
+        memory,
+        () if memory.is_device else _cpu_shares(models),
     )
+
+
+def _cpu_shares(models: Sequence[PlannedModel]) -> CpuShares:
+    """A share of the processors for each model that computes here; none where one model may have them all."""
+    num_models = sum(model.settings.engine is EngineKind.VLLM for model in models)
+    cpus = allowed_cpus()
+    if num_models < 2 or len(cpus) < 2:
+        return ()
+    # One is left to this process and to the engines' schedulers, where there are enough.
+    return share_of(cpus[:-1] if len(cpus) > num_models else cpus, num_models)
 
 
 @asynccontextmanager
 async def open_runtime(plan: Plan, reporting: Reporting, progress: Progress) -> AsyncIterator[Runtime]:
-    """Build everything, fetch and load the models in the background, and take it all down at the end."""
+    """Build everything, bring the models up in the background, and take it all down at the end."""
     with TemporaryDirectory(prefix="headrace-", ignore_cleanup_errors=True) as scratch:
-        supply = ModelSupply(orders_of(plan.models), on_change=lambda model: feed.publish(pool.status(model)))
+        supplies = supplies_of(plan.models, on_change=lambda model: pool.weights_changed(model))
         feed = reporting.feed
-        pool = EnginePool(
-            catalog_entries(plan.models, supply),
-            build=partial(_build, Path(scratch)),
-            on_change=lambda status: _tell(status, feed, progress),
-        )
+        pool = _open_pool(plan, supplies, Path(scratch), reporting, lambda status: _tell(status, feed, progress))
         reporting.metrics.watch(pool.stats, pool.statuses)
+        drain = Drain()
         runtime = Runtime(
             pool,
-            Inference(pool, plan.policies, OpenAdmission()),
+            Inference(pool, plan.policies, OpenAdmission(), drain),
             plan.authenticator,
             reporting.metrics,
             plan.header_hold_seconds,
             feed,
             ModelStorage(partial(cached_models, plan.cache_dir)),
+            drain,
         )
         try:
             async with asyncio.TaskGroup() as tasks:
                 # In this order: the first fetch is on its way before any engine is imported.
                 work = [
-                    tasks.create_task(supply.run()),
-                    tasks.create_task(_preload(plan.models, Path(scratch))),
-                    tasks.create_task(_load(pool, progress)),
+                    tasks.create_task(supplies.far.run()),
+                    tasks.create_task(supplies.near.run()),
+                    tasks.create_task(pool.run()),
+                    tasks.create_task(_preload(plan, Path(scratch))),
+                    tasks.create_task(_settle(pool, progress)),
                 ]
                 yield runtime
+                feed.close()
                 for task in work:
                     task.cancel()
         finally:
             feed.close()
-            await pool.close()
-            supply.close()  # not before the engines, which read what is leased
+            for supply in (supplies.near, supplies.far):
+                supply.close()  # not before the engines, which read what is leased
+
+
+def _open_pool(
+    plan: Plan, supplies: Supplies, scratch: Path, reporting: Reporting, on_change: Callable[[ModelStatus], None]
+) -> EnginePool:
+    policies = PoolPolicies(
+        LeastRecentlyUsed(plan.memory_budget_bytes, turn_seconds=plan.engine.turn_seconds),
+        Restarts,
+        partial(_share_of_cpus, plan.cpu_shares),
+    )
+    engine = plan.engine
+    return EnginePool(
+        catalog_entries(plan.models, supplies, engine, plan.memory),
+        build=lambda spec: build_engine(replace(spec, scratch=scratch, fast_start=engine.fast_start)),
+        policies=policies,
+        observer=reporting.metrics,
+        limits=PoolLimits(engine.hold_seconds, engine.max_held_requests, engine.heartbeat_seconds),
+        memory_budget_bytes=plan.memory_budget_bytes,
+        on_change=on_change,
+    )
+
+
+def _share_of_cpus(shares: CpuShares, spec: EngineSpec, used: Iterable[str]) -> str | None:
+    """Processors for an engine that computes here, so that two do not sit on the same ones by accident."""
+    if spec.kind != EngineKind.VLLM or not shares:
+        return None
+    return as_text(least_used(shares, [parsed(text) for text in used]))
 
 
 def _tell(status: ModelStatus, feed: ModelFeed, progress: Progress) -> None:
@@ -131,20 +199,16 @@ def _tell(status: ModelStatus, feed: ModelFeed, progress: Progress) -> None:
     progress.on_change(status)
 
 
-def _build(scratch: Path, spec: EngineSpec) -> Engine:
-    return build_engine(replace(spec, scratch=scratch))
-
-
-async def _preload(models: Iterable[PlannedModel], scratch: Path) -> None:
-    for kind in {model.settings.engine for model in models}:
+async def _preload(plan: Plan, scratch: Path) -> None:
+    for kind in {model.settings.engine for model in plan.models}:
         try:
-            await asyncio.to_thread(preload_engine, kind.value, scratch)
+            await asyncio.to_thread(preload_engine, kind.value, scratch, fast_start=plan.engine.fast_start)
         except Exception:
             logger.info("engine_preload_failed", exc_info=True)
 
 
-async def _load(pool: EnginePool, progress: Progress) -> None:
-    await pool.load_all()
+async def _settle(pool: EnginePool, progress: Progress) -> None:
+    await pool.until_settled()
     progress.on_settled(pool.statuses())
 
 

@@ -1,13 +1,14 @@
 """The places where vLLM's interface could change under us, held against the installed vLLM."""
 
 import importlib
+import inspect
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
 import pytest
 
-from headrace_server.errors import EngineDown, EngineFault, InvalidRequest, RequestError, Unavailable
+from headrace_server.errors import EngineDied, EngineFault, InvalidRequest, RequestError, Unavailable
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # importing vLLM warns about itself
 
@@ -61,7 +62,7 @@ def test_every_vllm_error_has_a_place_among_ours() -> None:
         assert isinstance(ours, RequestError)
         if not issubclass(kind, exceptions.VLLMNotFoundError):
             assert isinstance(ours, expected), kind
-    assert isinstance(translated(dead()), EngineDown)
+    assert isinstance(translated(dead()), EngineDied)
 
 
 def test_an_overlong_message_is_cut_and_a_long_prompt_has_its_code() -> None:
@@ -72,3 +73,18 @@ def test_an_overlong_message_is_cut_and_a_long_prompt_has_its_code() -> None:
 
     assert ours.code == "context_length_exceeded"
     assert len(ours.message) <= 500
+
+
+def test_what_the_start_of_engines_replaces_in_vllm_is_there() -> None:
+    handed_over = importlib.import_module("headrace_server.engine.vllm_processes")._HANDED_OVER
+    assert [callable(getattr(importlib.import_module(name), attribute)) for name, attribute, _ in handed_over] == [
+        True
+    ] * len(handed_over)
+    broadcast = importlib.import_module("vllm.distributed.device_communicators.shm_broadcast")
+    assert "self.last_read + self.busy_loop_s" in inspect.getsource(broadcast.SpinCondition.wait)
+    assert "_spin_condition" in inspect.getsource(broadcast.MessageQueue.create_from_handle)
+    executor = importlib.import_module("vllm.v1.executor.multiproc_executor")
+    assert list(inspect.signature(executor.WorkerProc._execute_worker_rpc).parameters) == ["self", "rpc_request"]
+    assert callable(importlib.import_module("vllm.utils.func_utils")._supports_kw.cache_clear)
+    worker = importlib.import_module("vllm.v1.worker.worker_base").WorkerBase
+    assert callable(worker.check_health)

@@ -1,4 +1,7 @@
-"""Engines that die and servers that are killed: nothing is cut silently, nothing stays behind."""
+"""A server that is killed takes its engines along, whatever they do at that moment: nothing stays behind.
+
+What becomes of requests when an engine dies and its server lives is in `test_engine_faults`.
+"""
 
 import asyncio
 import os
@@ -6,13 +9,12 @@ import signal
 import time
 from pathlib import Path
 
-import httpx
-
-from tests.fakes.process import group_members, running_server
+from tests.fakes.accounted_client import ask
+from tests.fakes.process import ServerProcess, group_members, running_server
 
 CHAT = "smollm2-135m-instruct"
-STREAM = {
-    "model": CHAT,
+ENDLESS = {
+    "model": "m",
     "messages": [{"role": "user", "content": "Count to ten thousand."}],
     "max_tokens": 4000,
     "ignore_eos": True,
@@ -20,43 +22,42 @@ STREAM = {
 }
 
 
-async def test_a_dead_engine_is_told_and_a_killed_server_takes_its_engine_along(tmp_path: Path) -> None:
-    (tmp_path / "headrace.yaml").write_text(f"models: [{{id: {CHAT}, source: 'embedded:{CHAT}'}}]")
+def configuration(load: str) -> str:
+    return (
+        f"models: [{{id: m, source: 'embedded:{CHAT}', load: {load}, arguments: {{kv_cache_memory_bytes: 200000000}}}}]"
+    )
+
+
+async def test_engines_end_with_a_server_that_is_killed_while_they_generate(tmp_path: Path) -> None:
+    (tmp_path / "headrace.yaml").write_text(configuration("startup"))
     with running_server(tmp_path / "headrace.yaml", tmp_path / "log", killed=True) as server:
-        async with httpx.AsyncClient(base_url=server.base_url, timeout=60, trust_env=False) as client:
-            async with client.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
-                events = answer.aiter_lines()
-                assert (await anext(events)).startswith("data: ")
-                kill(server.pid, "VLLM::Worker")  # EngineCore notices and ends
-                last = [line async for line in events if line][-1]
-            assert '"code": "engine_down"' in last
-
-            refused = await client.post("/v1/chat/completions", json={**STREAM, "stream": False})
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_down")
-            ready = await client.get("/readyz")
-            assert ready.status_code == 503
-            assert "has stopped" in ready.json()["reason"]
-            assert (await client.get("/livez")).status_code == 200
+        begun = asyncio.Event()
+        asking = asyncio.create_task(ask(server.port, ENDLESS, begun=begun))
+        await begun.wait()
+        await killed(server)
+        await asking
 
 
-async def test_engines_end_with_a_server_that_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "headrace.yaml").write_text("models: [{id: e, source: 'embedded:all-minilm-l6-v2'}]")
+async def test_engines_end_with_a_server_that_is_killed_while_they_start(tmp_path: Path) -> None:
+    (tmp_path / "headrace.yaml").write_text(configuration("demand"))
     with running_server(tmp_path / "headrace.yaml", tmp_path / "log", killed=True) as server:
-        assert len(group_members(server.pid)) >= 3
-        os.kill(server.pid, signal.SIGKILL)
-        await asyncio.to_thread(until_gone, server.pid)
+        asking = asyncio.create_task(ask(server.port, ENDLESS))
+        await asyncio.to_thread(server.until_called, "VLLM::Worker")
+        await killed(server)
+        await asking
 
 
-def until_gone(group: int) -> None:
-    """Wait until no process of the group lives."""
+async def killed(server: ServerProcess) -> None:
+    """SIGKILL to the server alone; everything that it has started ends, and its memory goes."""
+    assert len(group_members(server.pid)) >= 3
+    server.remember_shared_memory()
+    os.kill(server.pid, signal.SIGKILL)
+    await asyncio.to_thread(until_gone, server)
+
+
+def until_gone(server: ServerProcess) -> None:
+    """Wait until no process of the server's lives, and no shared memory is left of them."""
     deadline = time.monotonic() + 20
-    while members := group_members(group):
-        assert time.monotonic() < deadline, f"still there: {members}"
+    while left := [*group_members(server.pid), *(path for path in server.shared_memory if path.exists())]:
+        assert time.monotonic() < deadline, f"still there: {left}"
         time.sleep(0.1)
-
-
-def kill(group: int, title: str) -> None:
-    """SIGKILL to the process of a group that calls itself so."""
-    found = [pid for pid in group_members(group) if Path(f"/proc/{pid}/cmdline").read_text().startswith(title)]
-    assert len(found) == 1, f"{len(found)} processes called {title}"
-    os.kill(found[0], signal.SIGKILL)

@@ -20,7 +20,7 @@ from headrace_server.domain import (
     UnaryReply,
 )
 from headrace_server.engine.base import EngineInfo
-from headrace_server.errors import EngineDown
+from headrace_server.errors import EngineDied, EngineDown
 from headrace_server.generation import Generation
 
 DONE = b"data: [DONE]\n\n"
@@ -111,6 +111,12 @@ class Hold:
         self.cancelled = asyncio.Event()
         self.go_on = asyncio.Event()
         self._reply = reply or unary()
+        self._error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """The submit ends here, with this."""
+        self._error = error
+        self.go_on.set()
 
     async def wait(self) -> UnaryReply:
         """What `FakeEngine.submit` awaits."""
@@ -120,6 +126,8 @@ class Hold:
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+        if self._error is not None:
+            raise self._error
         return self._reply
 
 
@@ -138,10 +146,11 @@ class FakeEngine:
         requests: everything that was submitted, in order.
         streams: every stream that was handed out.
         starting: set once `start` has been called.
-        start_gate: if set, `start` waits for it.
+        start_gate, heartbeat_gate, close_gate: if set, `start`, `heartbeat`, `close` wait for it.
         start_error, check_error, close_error: raised by `start`, `check`, `close`.
         current: what `stats` returns.
-        num_starts, num_closes: calls so far.
+        num_starts, num_closes, num_heartbeats: calls so far.
+        has_ended: set once a `close` has come to its end.
     """
 
     def __init__(
@@ -150,6 +159,7 @@ class FakeEngine:
         *,
         operations: Iterable[Operation] = Operation,
         max_model_len: int | None = 4096,
+        memory_bytes: int | None = None,
     ) -> None:
         self.requests: list[EngineRequest] = []
         self.streams: list[FakeStream] = []
@@ -161,8 +171,13 @@ class FakeEngine:
         self.current = EngineStats()
         self.num_starts = 0
         self.num_closes = 0
+        self.num_heartbeats = 0
+        self.heartbeat_gate: asyncio.Event | None = None
+        self.close_gate: asyncio.Event | None = None
+        self.has_ended = asyncio.Event()
+        self._holds: list[Hold] = []
         self._answer = answers if callable(answers) else _in_turn(answers)
-        self._info = EngineInfo(frozenset(operations), max_model_len)
+        self._info = EngineInfo(frozenset(operations), max_model_len, memory_bytes)
 
     @property
     def num_open_streams(self) -> int:
@@ -173,6 +188,19 @@ class FakeEngine:
     def num_aborts(self) -> int:
         """Streams that were stopped before their end."""
         return sum(stream.was_aborted for stream in self.streams)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it was started and has not been closed."""
+        return self.num_starts > 0 and not self.has_ended.is_set()
+
+    def die(self, message: str = "the engine process ended") -> None:
+        """From now on it is dead, for everybody whom it serves, too."""
+        self.check_error = EngineDied(message)
+        for stream in self.streams:
+            stream.fail(self.check_error)
+        for hold in self._holds:
+            hold.fail(self.check_error)
 
     async def start(self) -> EngineInfo:
         self.num_starts += 1
@@ -185,6 +213,8 @@ class FakeEngine:
 
     async def submit(self, request: EngineRequest, seat: Seat) -> EngineReply:
         self.requests.append(request)
+        if isinstance(self.check_error, EngineDied):
+            raise self.check_error
         await seat.take(Demand(1, 1))
         match self._answer(request):
             case Exception() as error:
@@ -193,6 +223,7 @@ class FakeEngine:
                 self.streams.append(stream)
                 return StreamReply(stream)
             case Hold() as hold:
+                self._holds.append(hold)
                 return await hold.wait()
             case UnaryReply() | Generation() as reply:
                 return reply
@@ -204,8 +235,18 @@ class FakeEngine:
         if self.check_error is not None:
             raise self.check_error
 
+    async def heartbeat(self) -> None:
+        self.num_heartbeats += 1
+        if self.heartbeat_gate is not None:
+            await self.heartbeat_gate.wait()
+        if self.check_error is not None:
+            raise self.check_error
+
     async def close(self) -> None:
         self.num_closes += 1
+        if self.close_gate is not None:
+            await self.close_gate.wait()
+        self.has_ended.set()
         if self.close_error is not None:
             raise self.close_error
 

@@ -5,24 +5,29 @@ need `serve_app`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from headrace_server.api.ending import Ending
 from headrace_server.app import HttpOptions, create_app
-from headrace_server.domain import CachedModel, ModelId, WeightsStatus
+from headrace_server.domain import CachedModel, ModelId, ModelStatus, WeightsStatus
 from headrace_server.engine.base import Engine, EngineSpec
+from headrace_server.engine.catalog_entry import CatalogEntry, Prepared
 from headrace_server.engine.model_storage import ModelStorage
-from headrace_server.engine.pool import CatalogEntry, EnginePool
+from headrace_server.engine.pool import EnginePool, PoolLimits, PoolPolicies
 from headrace_server.observability.events import ModelFeed
 from headrace_server.observability.metrics import Metrics
 from headrace_server.runtime import Runtime
+from headrace_server.scheduling.placement import LeastRecentlyUsed
+from headrace_server.scheduling.restarts import Restarts
 from headrace_server.serving.admission import Admission, OpenAdmission
+from headrace_server.serving.drain import Drain
 from headrace_server.serving.inference import Inference
 from headrace_server.serving.policy import ModelPolicy
 from headrace_server.tenancy.keys import Authenticator, OpenDoor
@@ -31,6 +36,7 @@ from tests.fakes.uvicorn_server import EventServer
 MODEL = ModelId("fake-model")
 ALIAS = ModelId("fake")
 CHAT_BODY: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
+TURN_SECONDS = 30.0  # how long a model in use keeps memory that others wait for
 STREAM_BODY: dict[str, object] = {**CHAT_BODY, "stream": True}
 
 
@@ -39,15 +45,64 @@ def catalog_entry(
     *,
     aliases: tuple[str, ...] = (),
     weights: Callable[[], WeightsStatus | None] = lambda: None,
-    explain: Callable[[], str | None] = lambda: None,
+    at_startup: bool = True,
+    memory_bytes: int = 0,
 ) -> CatalogEntry:
     """A model that needs no preparation."""
     spec = EngineSpec(ModelId(model), "fake", aliases=tuple(map(ModelId, aliases)))
 
-    async def prepare() -> EngineSpec:
-        return spec
+    async def prepare() -> Prepared:
+        return Prepared(spec, memory_bytes)
 
-    return CatalogEntry(spec.model, spec.aliases, "fake:", prepare, weights, explain)
+    return CatalogEntry(spec.model, spec.aliases, "fake:", prepare, weights, at_startup=at_startup)
+
+
+def fake_pool(
+    entries: Iterable[CatalogEntry],
+    build: Callable[[EngineSpec], Engine],
+    *,
+    budget_bytes: int = 10**12,
+    limits: PoolLimits | None = None,
+    metrics: Metrics | None = None,
+    on_change: Callable[[ModelStatus], None] = lambda _status: None,
+) -> EnginePool:
+    """A pool with the server's own policies, whose engines are the test's."""
+    return EnginePool(
+        entries,
+        build=build,
+        policies=PoolPolicies(LeastRecentlyUsed(budget_bytes, turn_seconds=TURN_SECONDS), Restarts),
+        observer=metrics or Metrics(),
+        limits=limits,
+        memory_budget_bytes=budget_bytes,
+        on_change=on_change,
+    )
+
+
+@asynccontextmanager
+async def running(pool: EnginePool) -> AsyncIterator[EnginePool]:
+    """The pool's owner task; afterwards every engine has been closed."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            owner = tasks.create_task(pool.run())
+            try:
+                yield pool
+            finally:
+                owner.cancel()
+    except BaseExceptionGroup as failures:
+        if len(failures.exceptions) > 1:
+            raise
+        raise failures.exceptions[0] from None
+
+
+class Process:
+    """Counts how often the server's process was told to stop."""
+
+    def __init__(self) -> None:
+        self.num_stops = 0
+
+    def stop(self) -> None:
+        """One more time."""
+        self.num_stops += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +111,8 @@ class Stage:
 
     app: FastAPI
     runtime: Runtime
+    ending: Ending = field(default_factory=Ending)
+    process: Process = field(default_factory=Process)
 
     @property
     def num_leases(self) -> int:
@@ -75,26 +132,26 @@ def build_stage(
     weights: Callable[[], WeightsStatus | None] = lambda: None,
     look: Callable[[], tuple[CachedModel, ...]] = lambda: (),
 ) -> Stage:
-    """An application on `engine`; with `load` false the test itself calls `runtime.pool.load_all`. `weights` are the
-    model's, `look` is what the store holds."""
-    feed = ModelFeed()
-    entry = catalog_entry(aliases=(ALIAS,), weights=weights)
-    pool = EnginePool([entry], build=lambda _spec: engine, on_change=feed.publish)
-    metrics = Metrics()
+    """An application on `engine`; with `load` false the model is loaded on demand. `weights` are the model's, `look` is
+    what the store holds."""
+    feed, metrics, drain = ModelFeed(), Metrics(), Drain()
+    entry = catalog_entry(aliases=(ALIAS,), weights=weights, at_startup=load)
+    pool = fake_pool([entry], lambda _spec: engine, metrics=metrics, on_change=feed.publish)
     metrics.watch(pool.stats, pool.statuses)
-    inference = Inference(pool, {MODEL: policy or ModelPolicy()}, admission or OpenAdmission())
-    runtime = Runtime(pool, inference, authenticator or OpenDoor(), metrics, hold_seconds, feed, ModelStorage(look))
+    inference = Inference(pool, {MODEL: policy or ModelPolicy()}, admission or OpenAdmission(), drain)
+    runtime = Runtime(
+        pool, inference, authenticator or OpenDoor(), metrics, hold_seconds, feed, ModelStorage(look), drain
+    )
 
     @asynccontextmanager
     async def open_runtime() -> AsyncIterator[Runtime]:
-        try:
-            if load:
-                await pool.load_all()
+        async with running(pool):
+            await pool.until_settled()
             yield runtime
-        finally:
-            await pool.close()
 
-    return Stage(create_app(open_runtime, options), runtime)
+    process = Process()
+    ending = Ending(stop=process.stop)
+    return Stage(create_app(open_runtime, options, ending), runtime, ending, process)
 
 
 @asynccontextmanager

@@ -11,35 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.fakes.command import headrace, one_line
 from tests.fakes.process import running_server
 
 SYNTHETIC = "models: [{id: words, engine: synthetic}]\n"
-
-
-def headrace(*arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> "Finished":
-    """Run the command to its end."""
-    done = subprocess.run(
-        [sys.executable, "-m", "headrace_server", *arguments],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **(env or {})},
-        cwd=cwd,
-        timeout=60,
-        check=False,
-    )
-    return done
-
-
-Finished = subprocess.CompletedProcess[str]
-
-
-def one_line(done: Finished) -> str:
-    """The one line that an error is."""
-    assert "Traceback" not in done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    return lines[0]
 
 
 @pytest.fixture
@@ -191,3 +166,24 @@ def test_version_tells_ours_and_pythons() -> None:
 
     assert versions["headrace"] == "0.1.0"
     assert versions["python"].startswith("3.")
+
+
+def test_models_on_demand_are_counted_and_loaded_for_whoever_asks(tmp_path: Path) -> None:
+    path = tmp_path / "headrace.yaml"
+    path.write_text("models: [{id: a, engine: synthetic}, {id: b, engine: synthetic, load: demand}]\n")
+    with running_server(path, tmp_path / "log") as server:
+        served = tmp_path / "served.yaml"
+        served.write_text(f"server: {{port: {server.port}}}\nmodels: [{{id: b, engine: synthetic}}]\n")
+        done = headrace("run", "b", "hello", "--config", str(served), "--max-tokens", "5")
+        assert (done.returncode, len(done.stdout.split())) == (0, 5)
+        assert '"model_loaded", "model": "b"' in (tmp_path / "log").read_text()
+
+
+def test_a_server_of_models_on_demand_is_ready_at_once_and_run_loads_one_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "headrace.yaml"
+    path.write_text("models: [{id: words, engine: synthetic, load: demand}]\n")
+    with running_server(path, tmp_path / "log") as server:
+        states = httpx.get(f"{server.base_url}/readyz", trust_env=False)
+        assert (states.status_code, states.json()["models"]) == (200, {"words": "cold"})
+    alone = headrace("run", "words", "hello", "--config", str(path), "--max-tokens", "5")
+    assert (alone.returncode, len(alone.stdout.split())) == (0, 5)

@@ -24,9 +24,12 @@ models:
 telemetry: {access_log: false}
 """
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-PATHS = [("POST", operation.value) for operation in Operation] + [
-    ("GET", path)
-    for path in ("/v1/models", "/v1/models/{model_id}", "/admin/models", "/livez", "/readyz", "/startupz", "/version")
+READ = ("/v1/models", "/v1/models/{model_id}", "/admin/models", "/admin/drain")
+PROBES = ("/livez", "/readyz", "/startupz", "/version")
+ACTIONS = tuple(f"/admin/models/{{model_id}}/{action}" for action in ("load", "unload", "pin", "unpin"))
+PATHS = [
+    *(("POST", path) for path in (*Operation, *ACTIONS)),
+    *(("GET", path) for path in (*READ, *PROBES)),
 ]
 
 

@@ -17,7 +17,7 @@ import pytest
 from loadtests.origin.faults import Faults, Stall, When
 from loadtests.origin.server import Origin, running_origin
 from tests.fakes.checkpoints import write_checkpoint
-from tests.fakes.process import group_members, running_server
+from tests.fakes.process import is_gone, running_server
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -85,7 +85,7 @@ def test_a_signal_in_the_middle_of_a_fetch_ends_everything_at_once(
             time.sleep(0.02)
         os.kill(process.pid, number)
         assert process.wait(20) == 0
-        assert group_members(process.pid) == []
+        assert is_gone(process.pid)
     assert has_ended(started["pid"])
     assert not [line for line in log_lines(tmp_path) if line["event"] == "fetch_defect" or "exception" in line]
 

@@ -4,6 +4,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from headrace_server.api.ending import Ending
 from headrace_server.domain import Caller
 from headrace_server.errors import Unauthenticated
 from headrace_server.runtime import Runtime
@@ -13,6 +14,11 @@ from headrace_server.tenancy.keys import Authenticator
 def runtime_of(request: Request) -> Runtime:
     """The runtime that the lifespan opened."""
     return cast(Runtime, request.state.runtime)
+
+
+def ending_of(request: Request) -> Ending:
+    """The way out of this server."""
+    return cast(Ending, request.state.ending)
 
 
 def authenticator_of(request: Request) -> Authenticator:

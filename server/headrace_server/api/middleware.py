@@ -103,7 +103,7 @@ class _Exchange:
         self.request_id = _request_id(headers.get("x-request-id"))
         self._declared_bytes = headers.get("content-length", "0")
         self._has_body = self._declared_bytes != "0" or "transfer-encoding" in headers
-        scope.setdefault("state", {}).update(request_id=self.request_id, direct_send=send)
+        scope.setdefault("state", {}).update(request_id=self.request_id, direct_send=send, arrived=self.began)
 
     async def run(self, app: ASGIApp) -> None:
         try:
@@ -154,7 +154,7 @@ class _Exchange:
         return RequestTooLarge(f"the request's body is larger than {self._limits.max_body_bytes} bytes")
 
     async def send(self, message: Message) -> None:
-        """Pass an answer's message on, with the request id in its headers.
+        """Pass an answer's message on, with the request id in its headers and the state in which its model was found.
 
         An answer to a request whose body was not read to its end closes the connection: the rest is not waited for.
         """
@@ -163,6 +163,8 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
+            if (state := self._scope["state"].get("model_state")) is not None:
+                headers["x-headrace-model-state"] = state.value
             if self._has_body and not self._body_done:
                 headers["connection"] = "close"
         await self._send(message)

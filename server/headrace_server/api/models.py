@@ -10,7 +10,9 @@ router = guarded_router("models")
 
 
 class Model(BaseModel):
-    """A model; `state`, `detail`, `aliases` and `max_model_len` (tokens) go beyond OpenAI's fields."""
+    """A model; what comes after `owned_by` goes beyond OpenAI's fields. `max_model_len` is in tokens; `eta_seconds`:
+    until a model on its way serves, as far as anybody knows; `retry_in_seconds`: until one that failed is tried again.
+    """
 
     id: str
     object: str = "model"
@@ -20,6 +22,8 @@ class Model(BaseModel):
     state: ModelState
     detail: str
     max_model_len: int | None
+    eta_seconds: float | None
+    retry_in_seconds: float | None
 
 
 class ModelList(BaseModel):
@@ -47,4 +51,6 @@ def _model(status: ModelStatus) -> Model:
         state=status.state,
         detail=status.detail,
         max_model_len=status.max_model_len,
+        eta_seconds=status.eta_seconds,
+        retry_in_seconds=status.retry_in_seconds,
     )

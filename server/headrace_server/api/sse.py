@@ -24,22 +24,39 @@ logger = logging.getLogger(__name__)
 KEEP_ALIVE = b": keep-alive\n\n"
 
 Work: TypeAlias = Callable[[], Awaitable[Reply]]
+Comment: TypeAlias = Callable[[], bytes]
+"""What to say while there is nothing to send: one comment frame."""
+
+
+def keep_alive() -> bytes:
+    """The comment where nothing is known."""
+    return KEEP_ALIVE
+
+
+def comment_frame(text: str) -> bytes:
+    """A comment that says something; what is not printable ASCII is replaced, so that it stays one line."""
+    shown = "".join(c if " " <= c <= "~" else "?" for c in text)
+    return b": " + shown.encode("ascii") + b"\n\n"
 
 
 class SseResponse(Response):
     """Does `work`, which answers with a stream, sends its events to the client and closes it, however it ends.
 
-    `named_errors`: the error event has a name and a type, as Anthropic's clients need to see it.
+    `named_errors`: the error event has a name and a type, as Anthropic's clients need to see it. `comment` is asked
+    each time the client is told that there is nothing yet.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, work: Work, *, hold_seconds: float, named_errors: bool = False) -> None:
+    def __init__(
+        self, work: Work, *, hold_seconds: float, named_errors: bool = False, comment: Comment = keep_alive
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._work = work
         self._hold_seconds = hold_seconds
         self._named_errors = named_errors
+        self._comment = comment
         self._events: EventStream | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +95,7 @@ class SseResponse(Response):
             if not committed:
                 await self._send_headers(send)
                 committed = True
-            await _send_body(send, KEEP_ALIVE)
+            await _send_body(send, self._comment())
         return committed
 
     async def _relay(self, first: "asyncio.Future[bytes]", send: Send) -> None:

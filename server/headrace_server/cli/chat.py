@@ -30,13 +30,17 @@ from headrace_server.domain import (
 from headrace_server.errors import EngineFault, HeadraceError, UsageError
 from headrace_server.runtime import Progress, Reporting, Runtime, open_runtime, plan_runtime
 from headrace_server.settings.loading import load_settings
-from headrace_server.settings.schema import Settings
+from headrace_server.settings.schema import LoadWhen, Settings
 from headrace_server.tenancy.keys import EVERYONE
 
 Messages: TypeAlias = list[dict[str, str]]
 Ask: TypeAlias = Callable[[Messages], AsyncIterator[str]]
 
 _PROBE_SECONDS = 1.0
+# A model that is not in memory is loaded for whoever asks.
+_SERVED = frozenset(
+    state.value for state in (ModelState.READY, ModelState.COLD, ModelState.FETCHING, ModelState.LOADING)
+)
 
 
 def run_chat(model: str, prompt: str | None, *, config: Path | None, max_tokens: int) -> int:
@@ -86,7 +90,7 @@ async def _answer(ask: Ask, messages: Messages) -> str:
 
 @asynccontextmanager
 async def _open_model(settings: Settings, model: str, max_tokens: int) -> AsyncIterator[Ask]:
-    """Something to ask: the running server if it has the model ready, else an engine of our own."""
+    """Something to ask: the running server if it has the model, else an engine of our own."""
     base = f"http://{settings.server.host}:{settings.server.port}"
     async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=None) as client:
         if await _serves(client, model):
@@ -100,7 +104,7 @@ async def _serves(client: httpx.AsyncClient, model: str) -> bool:
     try:
         answer = await client.get("/v1/models", timeout=_PROBE_SECONDS)
         models = answer.json()["data"] if answer.is_success else []
-        return any(model in (m["id"], *m.get("aliases", ())) and m.get("state") == "ready" for m in models)
+        return any(model in (m["id"], *m.get("aliases", ())) and m.get("state") in _SERVED for m in models)
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return False  # no server, or not one of ours
 
@@ -108,7 +112,8 @@ async def _serves(client: httpx.AsyncClient, model: str) -> bool:
 @asynccontextmanager
 async def _own_engine(settings: Settings, model: str) -> AsyncIterator[tuple[Runtime, ModelId]]:
     configured = [m for m in settings.models if model in (m.id, *m.aliases)]
-    chosen = configured or [model_settings_of(model)]
+    found = configured[0] if configured else model_settings_of(model)
+    chosen = [found.model_copy(update={"load": LoadWhen.STARTUP})]
     setup_logging(settings.telemetry.model_copy(update={"log_level": "error"}))
     loaded: asyncio.Future[tuple[ModelStatus, ...]] = asyncio.get_running_loop().create_future()
     progress = Progress(on_change=_show_progress, on_settled=loaded.set_result)

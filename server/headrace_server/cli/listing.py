@@ -2,7 +2,7 @@
 
 import json as json_module
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from headrace_server.api.health import vllm_version
 from headrace_server.catalog import cache_directory, model_settings, parsed_reference
 from headrace_server.cli.model_names import open_store
 from headrace_server.cli.progress_display import percent, size_text
+from headrace_server.cli.text_table import table_lines
 from headrace_server.domain import CachedModel
 from headrace_server.engine.model_storage import models_of
 from headrace_server.settings.loading import load_settings
@@ -67,7 +68,7 @@ def print_models(config: Path | None, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json_module.dumps([asdict(row) for row in rows], indent=2))
         return
-    for line in _table([_COLUMNS, *map(_cells, rows)]):
+    for line in table_lines([_COLUMNS, *map(_cells, rows)]):
         typer.echo(line)
 
 
@@ -165,12 +166,6 @@ def _cells(row: Row) -> tuple[str, ...]:
     size = "" if row.total_bytes is None else size_text(row.total_bytes)
     cells = (row.id, row.source, row.state, size, row.trust, " ".join(filter(None, (used, pin))))
     return tuple(cell or "-" for cell in cells)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def print_version(*, as_json: bool) -> None:

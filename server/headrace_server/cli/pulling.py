@@ -20,7 +20,7 @@ from headrace_models.store.model_store import ModelStore
 from headrace_server.catalog import fetch_request
 from headrace_server.cli.model_names import settings_named
 from headrace_server.cli.progress_display import ProgressDisplay, duration_text, open_display, size_text
-from headrace_server.engine.model_supply import Fetch, events_of
+from headrace_server.engine.supply_fetch import Fetch, events_of
 from headrace_server.settings.loading import load_settings
 
 EXIT_FAILED = 1

@@ -1,30 +1,38 @@
 """`headrace serve`: bind, run, say when it is ready, end cleanly.
 
 The port is bound before anything slow happens, so that a port in use is one line at once. uvicorn runs inside our
-loop; its signal handling is replaced, because it re-raises the signal after its shutdown: here the first Ctrl-C or
-SIGTERM stops gracefully and exits 0, the second hastens.
+loop; its signal handling is replaced, because it re-raises the signal after its shutdown. Here the first Ctrl-C or
+SIGTERM drains the server, which ends at once where nothing is open, and exits 0; the second cuts what is still open,
+the third waits for nothing.
 """
 
 import asyncio
-import logging
+import gc
 import signal
 import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import typer
 import uvicorn
 
+from headrace_server.api.ending import Ending
+from headrace_server.api.health import can_serve
 from headrace_server.api.metrics import metrics_app
 from headrace_server.api.middleware import HttpLimits
-from headrace_server.app import HttpOptions, create_app
+from headrace_server.app import HttpOptions, create_app, create_control_app
 from headrace_server.catalog import model_settings_of
+from headrace_server.cli.busy_threads import BusyThreads, leave
+from headrace_server.cli.control_socket import control_listener
+from headrace_server.cli.http_front import HttpFront
 from headrace_server.cli.listener import bind
-from headrace_server.domain import ModelState, ModelStatus, Operation
+from headrace_server.cli.ready_line import ready_line
+from headrace_server.domain import ModelState, ModelStatus
 from headrace_server.errors import UsageError
 from headrace_server.observability.logging import configure_logging
 from headrace_server.runtime import Plan, Progress, Reporting, Runtime, open_runtime, plan_runtime
@@ -38,9 +46,8 @@ from headrace_server.settings.schema import (
     is_loopback,
 )
 
-logger = logging.getLogger(__name__)
-
-_GRACEFUL_SECONDS = 10
+# For answers that are being sent once nothing is open any more.
+_GRACEFUL_SECONDS = 5
 
 
 def run_server(config: Path | None, references: list[str], flags: Mapping[str, object]) -> int:
@@ -54,11 +61,22 @@ def run_server(config: Path | None, references: list[str], flags: Mapping[str, o
     setup_logging(settings.telemetry)
     plan = plan_runtime(settings)
     check_tls(settings.server.tls)
+    threads = BusyThreads()
     with (
         _bind(settings.server, settings.server.port) as listener,
+        control_listener(settings.server.state_dir, listener.getsockname()[1]) as control,
         asyncio.Runner(loop_factory=_new_event_loop()) as runner,
     ):
-        return runner.run(ServerProcess(settings, plan, listener).run())
+        runner.get_loop().set_default_executor(threads)
+        try:
+            exit_code = runner.run(ServerProcess(settings, plan, listener, control).run())
+        finally:
+            if threads.num_busy:
+                runner.get_loop().set_default_executor(ThreadPoolExecutor())  # which the loop need not wait for
+    if threads.num_busy:
+        leave(exit_code)
+    gc.freeze()  # the interpreter's last collection took 0.2 to 0.35 s, so 0.03 s
+    return exit_code
 
 
 def _bind(server: ServerSettings, port: int) -> socket.socket:
@@ -93,34 +111,44 @@ def check_tls(tls: TlsSettings) -> None:
 
 
 class ServerProcess:
-    """One run of the server: the HTTP front, the optional metrics front, and what the terminal is told."""
+    """One run of the server: the HTTP front, the operator's, the optional one for metrics, and what the terminal is
+    told. `control` is the control socket; None: there is none."""
 
-    def __init__(self, settings: Settings, plan: Plan, listener: socket.socket) -> None:
+    def __init__(
+        self, settings: Settings, plan: Plan, listener: socket.socket, control: socket.socket | None = None
+    ) -> None:
         self._settings = settings
         self._plan = plan
         self._listener = listener
+        self._control = control
         self._reporting = Reporting()
         self._began = time.monotonic()
-        self._server = self._build_server()
+        self._ending = Ending(seconds=settings.server.drain_seconds, stop=lambda: self._front.stop())
+        self._options = self._http_options()
+        self._front = self._build_front()
+        self._other_fronts: list[HttpFront] = []
+        self._num_signals = 0
         self._exit_code = 0
 
     async def run(self) -> int:
         with self._signals():
-            async with self._metrics_server():
-                await self._server.serve(sockets=[self._listener])
-        return self._exit_code if self._server.started else 1
+            async with self._metrics_front():
+                await self._front.serve(sockets=[self._listener])
+        return self._exit_code if self._front.started else 1
 
-    def _build_server(self) -> uvicorn.Server:
+    def _http_options(self) -> HttpOptions:
         settings = self._settings.server
-        options = HttpOptions(
+        return HttpOptions(
             limits=HttpLimits(settings.max_body_bytes, settings.body_timeout_seconds),
             cors_origins=settings.cors.allow_origins,
             open_metrics=is_loopback(settings.host),
             access_log=self._settings.telemetry.access_log,
         )
-        tls = settings.tls
+
+    def _build_front(self) -> HttpFront:
+        tls = self._settings.server.tls
         config = uvicorn.Config(
-            create_app(self._open_runtime, options),
+            create_app(self._open_runtime, self._options, self._ending),
             log_config=None,
             access_log=False,
             http="httptools",
@@ -130,20 +158,36 @@ class ServerProcess:
             ssl_certfile=tls.cert_file,
             ssl_keyfile=tls.key_file,
         )
-        return _Server(config, on_shutdown=self._reporting.feed.close)
+        return HttpFront(config, on_shutdown=self._end)
 
-    def _open_runtime(self) -> AbstractAsyncContextManager[Runtime]:
-        return open_runtime(self._plan, self._reporting, Progress(on_settled=self._settle))
+    def _end(self) -> None:
+        """Nothing is open any more, but for those who listen and wait for as long as there is a server."""
+        self._reporting.feed.close()
+        self._ending.end()
+        for front in self._other_fronts:  # all at once: each takes uvicorn a tenth of a second
+            front.stop()
+
+    @asynccontextmanager
+    async def _open_runtime(self) -> AsyncIterator[Runtime]:
+        async with open_runtime(self._plan, self._reporting, Progress(on_settled=self._settle)) as runtime:
+            self._reporting.metrics.watch_server(
+                models=[model.id for model in self._plan.models],
+                memory_budget_bytes=runtime.pool.memory_budget_bytes,
+                is_draining=lambda: runtime.drain.is_draining,
+            )
+            async with self._control_front(runtime):
+                yield runtime
 
     def _settle(self, statuses: tuple[ModelStatus, ...]) -> None:
         ready = [status for status in statuses if status.state is ModelState.READY]
-        if not ready:
+        on_demand = [status for status in statuses if status.state is not ModelState.READY and can_serve(status)]
+        if not ready and not on_demand:
             reasons = "; ".join(f"{status.id}: {status.detail}" for status in statuses)
             typer.echo(f"headrace: no model could be started: {reasons}", err=True)
             self._exit_code = 1
-            self._server.should_exit = True
+            self._front.stop()
             return
-        typer.echo(ready_line(self._base_url(), ready, time.monotonic() - self._began))
+        typer.echo(ready_line(self._base_url(), ready, on_demand, time.monotonic() - self._began))
         sys.stdout.flush()
 
     def _base_url(self) -> str:
@@ -163,52 +207,49 @@ class ServerProcess:
                 loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
-        self._server.force_exit = self._server.should_exit
-        self._server.should_exit = True
+        self._num_signals += 1
+        if self._num_signals == 1:
+            self._ending.begin()
+        elif self._num_signals == 2:
+            self._ending.hasten()
+        else:
+            self._front.force()
 
     @asynccontextmanager
-    async def _metrics_server(self) -> AsyncIterator[None]:
+    async def _control_front(self, runtime: Runtime) -> AsyncIterator[None]:
+        """The operator's front, for as long as there is a runtime: also while the server drains."""
+        if self._control is None:
+            yield
+            return
+        config = uvicorn.Config(
+            create_control_app(runtime, self._ending, self._options),
+            log_config=None,
+            access_log=False,
+            http="httptools",
+            lifespan="on",
+            server_header=False,
+            timeout_graceful_shutdown=_GRACEFUL_SECONDS,
+        )
+        async with self._running(HttpFront(config), self._control):
+            yield
+
+    @asynccontextmanager
+    async def _metrics_front(self) -> AsyncIterator[None]:
         port = self._settings.server.metrics_port
         if port is None:
             yield
             return
+        config = uvicorn.Config(metrics_app(self._reporting.metrics), log_config=None, access_log=False, lifespan="off")
         with _bind(self._settings.server, port) as listener:
-            config = uvicorn.Config(
-                metrics_app(self._reporting.metrics), log_config=None, access_log=False, lifespan="off"
-            )
-            server = _Server(config)
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(server.serve(sockets=[listener]))
+            async with self._running(HttpFront(config), listener):
                 yield
-                server.should_exit = True
 
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers. `on_shutdown` is called before connections are waited for: an answer that
-    would go on for as long as the server does has to end by itself."""
-
-    def __init__(self, config: uvicorn.Config, *, on_shutdown: Callable[[], None] = lambda: None) -> None:
-        super().__init__(config)
-        self._on_shutdown = on_shutdown
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._on_shutdown()
-        await super().shutdown(sockets)
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def ready_line(base_url: str, ready: Sequence[ModelStatus], seconds: float) -> str:
-    """The one line that says where the server is and how to try it: a chat where a model chats, else an embedding."""
-    model = next((status for status in ready if Operation.CHAT in status.operations), ready[0])
-    operation, body = Operation.EMBEDDING, f'{{"model": "{model.id}", "input": "water"}}'
-    if Operation.CHAT in model.operations:
-        message = '{"role": "user", "content": "What is the capital of France?"}'
-        operation, body = Operation.CHAT, f'{{"model": "{model.id}", "messages": [{message}]}}'
-    names = ", ".join(status.id for status in ready)
-    return (
-        f"Headrace is ready at {base_url}/v1 with {names} after {seconds:.1f} s; try: "
-        f"curl -s {base_url}{operation.value} -H 'content-type: application/json' -d '{body}'"
-    )
+    @asynccontextmanager
+    async def _running(self, front: HttpFront, listener: socket.socket) -> AsyncIterator[None]:
+        self._other_fronts.append(front)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(front.serve(sockets=[listener]))
+            try:
+                yield
+            finally:
+                front.stop()

@@ -36,6 +36,9 @@ class EngineSpec:
         aliases: further names under which requests may reach the model.
         scratch: a folder for sockets and the like, removed when the server ends; None: the system's.
         store: where the weights are read from; None: from `directory`.
+        cpus: processors for its computing threads, as in `taskset -c` ("0-3,8"); None: the engine decides.
+        compile_cache: where what is compiled for this model is kept between starts; None: nowhere.
+        fast_start: its processes may be forked from one that has imported everything; otherwise each imports anew.
     """
 
     model: ModelId
@@ -46,14 +49,22 @@ class EngineSpec:
     aliases: tuple[ModelId, ...] = ()
     scratch: Path | None = None
     store: StoredWeights | None = None
+    cpus: str | None = None
+    compile_cache: Path | None = None
+    fast_start: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a started engine can do. `max_model_len` is in tokens, prompt and output together."""
+    """What a started engine can do. `max_model_len` is in tokens, prompt and output together.
+
+    `memory_bytes` is what it takes, measured, with memory that it has reserved and not touched yet; None where it takes
+    none here, or nobody can tell.
+    """
 
     operations: frozenset[Operation]
     max_model_len: int | None = None
+    memory_bytes: int | None = None
 
 
 class Engine(Protocol):
@@ -76,7 +87,8 @@ class Engine(Protocol):
         Raises:
             InvalidRequest: the engine refuses the request (too long for the context, bad schema, ...).
             UnsupportedOperation: this model does not do that.
-            EngineDown: the engine is dead or cannot be reached.
+            EngineDied: the engine is dead; nothing that was asked of it will be answered.
+            EngineDown: the engine cannot be reached.
             EngineFault: the engine failed on this request.
             RequestError: of another class: the seat was refused.
         """
@@ -85,11 +97,22 @@ class Engine(Protocol):
         """The latest counters; costs no round trip."""
 
     async def check(self) -> None:
-        """Return while the engine can serve.
+        """Return while the engine can serve, as far as is known without asking it. Called several times a second.
 
         Raises:
-            EngineDown: it cannot; the message says why.
+            EngineDied: it never will again; the message says why.
+            EngineDown: it cannot now.
+        """
+
+    async def heartbeat(self) -> None:
+        """Return once everything that a request needs has moved: a round trip through every process of the engine. May
+        wait behind the engine's current step, or for ever where something hangs; the caller sets the bound. Cancelling
+        it is safe.
+
+        Raises:
+            EngineDied, EngineDown: see `check`.
         """
 
     async def close(self) -> None:
-        """Stop the engine and everything it started: processes, sockets, shared memory. Safe to call twice."""
+        """Stop the engine and everything it started: processes, sockets, shared memory. Safe to call twice, and while
+        it starts or hangs. Whatever is still being served ends in `EngineDied`."""

@@ -1,7 +1,8 @@
-"""How the fetch of one model stands: its events in, what the pool, the log and the admin API are told out.
+"""How one attempt to bring a model stands: its events in, what the pool, the log and the admin API are told out.
 
 Knows no processes and no threads: `model_supply` runs the fetch and calls this on the event loop, in the order of the
-events. The trust in the bytes is said in the log once for each model.
+events. An attempt that has completed or failed stays so; the next one is another `Delivery`, which begins with what
+was known. The trust in the bytes is said in the log once for each attempt.
 """
 
 import asyncio
@@ -18,7 +19,6 @@ from headrace_models.inspection import ModelFacts
 from headrace_models.reference import Scheme, parse_reference
 from headrace_models.trust import Trust
 from headrace_server.domain import GroupBytes, ModelId, WeightsStatus
-from headrace_server.errors import EngineFault
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +45,14 @@ class Supplied:
 
 
 class Delivery:
-    """One model's fetch.
+    """One attempt to bring a model's weights, from the moment that somebody asks for it.
 
     Attributes:
         order: what was ordered.
-        weights: how far the weights are; None until the model has been found at its source.
+        weights: how far the weights are; None until the model has been found at its source. Before that, what an
+            earlier attempt knew of them.
         failure: why they do not come, in one line; None while they may.
+        is_indexed: whether the model has been found, so that `weights.key` is what this attempt brings.
     """
 
     def __init__(
@@ -59,49 +61,63 @@ class Delivery:
         *,
         on_change: Callable[[ModelId], None],
         clock: Callable[[], float] = time.monotonic,
+        weights: WeightsStatus | None = None,
     ) -> None:
         """`on_change` is called whenever `weights` or `failure` has changed."""
         self.order = order
-        self.weights: WeightsStatus | None = None
+        self.weights = weights
         self.failure: str | None = None
-        self._supplied: Supplied | None = None
-        self._settled = asyncio.Event()
+        self.is_indexed = False
+        self._failed = asyncio.Event()
         self._on_change = on_change
         self._clock = clock
         self._logged_at = float("-inf")
+        self._fetched_before_bytes = 0
 
-    async def indexed(self) -> Supplied:
-        """Wait until an engine may start.
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything is here."""
+        return self.weights is not None and self.weights.is_complete
 
-        Raises:
-            EngineFault: the fetch has failed; its one line.
-        """
-        await self._settled.wait()
-        if self._supplied is None or self.failure is not None:
-            raise EngineFault(self.failure or "the fetch was stopped")
-        return self._supplied
+    @property
+    def is_over(self) -> bool:
+        """Whether it has completed or failed, so that nothing changes any more."""
+        return self.is_complete or self.failure is not None
+
+    async def failed(self) -> str:
+        """Wait until the weights will not come; the one line why. Never returns otherwise."""
+        await self._failed.wait()
+        return self.failure or ""
+
+    def again(self) -> "Delivery":
+        """A fresh attempt at the same, from where this one got to."""
+        return self.looked_up(None if self.weights is None else replace(self.weights, is_complete=False))
+
+    def looked_up(self, weights: WeightsStatus | None) -> "Delivery":
+        """A fresh attempt at the same, of which the store has so much; complete already if that is all. What this
+        server has fetched of it stays counted."""
+        if weights is not None:
+            known = self.weights if self.weights is not None and self.weights.key == weights.key else weights
+            weights = replace(
+                weights, problem="", bytes_per_second=0.0, eta_seconds=None, fetched_bytes=known.fetched_bytes
+            )
+        return Delivery(self.order, on_change=self._on_change, clock=self._clock, weights=weights)
 
     def start(self, pid: int | None) -> None:
         """The fetching process runs."""
         self._log("fetch_started", pid=pid, reference=self.order.request.reference)
 
-    def supply(self, event: Indexed, supplied: Supplied) -> None:
-        """The model is known, and ours to use."""
-        self._supplied = supplied
-        self.weights = WeightsStatus(event.key, event.revision, event.trust, 0, event.total_bytes)
-        self._log("fetch_indexed", revision=event.revision, bytes=event.total_bytes, trust=event.trust.value)
-        if event.trust is Trust.NONE:
-            self._log_unchecked()
-        self._settled.set()
-        self._change()
-
     def take(self, event: FetchEvent) -> None:
-        """An event of the fetch."""
+        """An event of the fetch; nothing once it is over."""
+        if self.is_over:
+            return
         match event:
-            case Started() | Indexed():
-                return  # `start` and `supply` have told
+            case Started():
+                self._fetched_before_bytes = self.weights.fetched_bytes if self.weights is not None else 0
             case Noted(message):
                 self._log("fetch_note", detail=message)
+            case Indexed():
+                self._index(event)
             case Progress():
                 self._advance(event)
             case Completed():
@@ -112,27 +128,47 @@ class Delivery:
                 assert_never(event)
 
     def fail(self, reason: str) -> None:
-        """The weights will not come."""
+        """The weights will not come; nothing once it is over."""
+        if self.is_over:
+            return
         self.failure = reason
         if self.weights is not None:
             self.weights = replace(self.weights, problem=reason, bytes_per_second=0.0, eta_seconds=None)
         logger.error("fetch_failed", extra={"model": self.order.model, "detail": reason})
-        self._settled.set()
+        self._failed.set()
         self._change()
 
     def end(self) -> None:
         """There will be no more events; a fetch that has not told how it ended has failed."""
-        if self.failure is None and not (self.weights is not None and self.weights.is_complete):
-            self.fail("the fetch ended without a reason")
+        self.fail("the fetch ended without a reason")
+
+    def _index(self, event: Indexed) -> None:
+        """The model is known. A fetching process that is started again tells so once more; engines read the first."""
+        if not self.is_indexed:
+            self.is_indexed = True
+            self._found(event)
+        elif self.weights is None or self.weights.key != event.key:
+            self.fail("the model has changed at its source while it was fetched")
+
+    def _found(self, event: Indexed) -> None:
+        known = self.weights
+        if known is None or known.key != event.key:
+            known = WeightsStatus(event.key, event.revision, event.trust, 0, event.total_bytes)
+            self._fetched_before_bytes = 0
+        self.weights = replace(known, trust=event.trust, total_bytes=event.total_bytes)
+        self._log("fetch_indexed", revision=event.revision, bytes=event.total_bytes, trust=event.trust.value)
+        if event.trust is Trust.NONE:
+            self._log_unchecked()
+        self._change()
 
     def _advance(self, event: Progress) -> None:
-        if self.weights is None:
+        if self.weights is None or not self.is_indexed:
             return
         self.weights = replace(
             self.weights,
             present_bytes=event.present_bytes,
             total_bytes=event.total_bytes,
-            fetched_bytes=event.fetched_bytes,
+            fetched_bytes=self._fetched_before_bytes + event.fetched_bytes,
             bytes_per_second=event.bytes_per_second,
             eta_seconds=event.eta_seconds,
             groups=tuple(GroupBytes(group.name, group.present_bytes, group.total_bytes) for group in event.groups),
@@ -141,13 +177,13 @@ class Delivery:
         self._change()
 
     def _complete(self, event: Completed) -> None:
-        if self.weights is not None:
+        if self.weights is not None and self.is_indexed:
             self.weights = replace(
                 self.weights,
                 trust=event.trust,
                 present_bytes=self.weights.total_bytes,
                 is_complete=True,
-                fetched_bytes=event.fetched_bytes,
+                fetched_bytes=self._fetched_before_bytes + event.fetched_bytes,
                 bytes_per_second=0.0,
                 eta_seconds=None,
                 groups=tuple(replace(group, present_bytes=group.total_bytes) for group in self.weights.groups),

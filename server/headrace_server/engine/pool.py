@@ -1,151 +1,122 @@
-"""The engine pool: which models there are, what state each is in, and the engines that serve them.
+"""The engine pool: the models of the catalog, who of them is in memory, and the requests that wait for one.
 
-Owns every engine's life. Requests reach an engine only through a lease, which counts as use until it is released.
-Models of the catalog are brought up one after the other by `load_all`, which one task of the runtime runs; a model
-that fails says why in its status and leaves the others alone. All state is touched on the event loop only.
+`run` is the owner task: whenever something has changed it begins the stays of models that are wanted, asks the
+placement policy what is to start and who has to go, and tells the stays. Requests reach an engine through a lease and
+nothing else. A request for a model that is not in memory is held until it is, so that any number of them cause one
+load; the memory that a model was given for them is not taken away before they have had their lease. All state is
+touched on the event loop only; the policy sees one consistent moment, because nothing is awaited between looking and
+deciding.
 """
 
 import asyncio
-import logging
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
-from headrace_server.domain import EngineStats, ModelId, ModelState, ModelStatus, Operation, WeightsStatus
-from headrace_server.engine.base import Engine, EngineInfo, EngineSpec
-from headrace_server.errors import (
-    Draining,
-    EngineDown,
-    HeadraceError,
-    ModelLoading,
-    ModelNotFound,
-    UnsupportedOperation,
-)
+from headrace_server.domain import EngineStats, ModelId, ModelStatus, Operation
+from headrace_server.engine.base import Engine, EngineSpec
+from headrace_server.engine.catalog_entry import CatalogEntry
+from headrace_server.engine.slot import Lease, Slot
+from headrace_server.engine.stay import PoolObserver, Stay, StayRules, failure
+from headrace_server.errors import DeadlineExpired, Draining, ModelLoading, ModelNotFound
+from headrace_server.residency import Phase, PlacementPolicy, RestartPolicy
 
-logger = logging.getLogger(__name__)
-
-_LOADING_RETRY_SECONDS = 5.0
-_FAILED_RETRY_SECONDS = 30.0
-_CHECK_SECONDS = 2.0
+_RETRY_SECONDS = 5.0  # where nothing better is known
+_MOMENT_SECONDS = 1e-6  # between models that are wanted at the same time, so that the catalog's order counts
 
 
 @dataclass(frozen=True, slots=True)
-class CatalogEntry:
-    """One model that this server offers: its engine's spec, less what only its preparation knows.
+class PoolLimits:
+    """How long and how many requests may wait for one model, and how long an engine may be silent."""
 
-    `prepare` returns the complete spec as soon as an engine may start on it, while weights may still be on their way;
-    it may take minutes and raises `RequestError` with one clear line where it cannot. `weights` says how far they are,
-    `explain` why they do not come: an engine that waits for them in vain ends in its worker, which cannot say so well.
-    `source` is for people.
-    """
-
-    id: ModelId
-    aliases: tuple[ModelId, ...]
-    source: str
-    prepare: Callable[[], Awaitable[EngineSpec]]
-    weights: Callable[[], WeightsStatus | None] = lambda: None
-    explain: Callable[[], str | None] = lambda: None
+    hold_seconds: float = 600.0
+    max_held_requests: int = 256
+    heartbeat_seconds: float = 60.0
 
 
-@dataclass(slots=True)
-class _Slot:
-    entry: CatalogEntry
-    created: int
-    state: ModelState = ModelState.COLD
-    detail: str = ""
-    engine: Engine | None = None
-    info: EngineInfo | None = None
-    num_leases: int = 0
+@dataclass(frozen=True, slots=True)
+class PoolPolicies:
+    """Who decides about memory, about another try after a fault, and about processors (see `StayRules.share_cpus`)."""
 
-
-class Lease:
-    """The right to use one engine; `release` once, whatever happened."""
-
-    def __init__(self, slot: _Slot, engine: Engine) -> None:
-        self.engine = engine
-        self.model = slot.entry.id
-        self._slot: _Slot | None = slot
-        slot.num_leases += 1
-
-    def release(self) -> None:
-        """Give the right back; a second call does nothing."""
-        slot, self._slot = self._slot, None
-        if slot is not None:
-            slot.num_leases -= 1
+    placement: PlacementPolicy
+    restarts: Callable[[], RestartPolicy]
+    share_cpus: Callable[[EngineSpec, Iterable[str]], str | None] = lambda _spec, _used: None
 
 
 class EnginePool:
-    """Engines by model."""
+    """See the module."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root calls it once
         self,
         catalog: Iterable[CatalogEntry],
         *,
         build: Callable[[EngineSpec], Engine],
+        policies: PoolPolicies,
+        observer: PoolObserver,
+        limits: PoolLimits | None = None,
+        memory_budget_bytes: int | None = None,
         on_change: Callable[[ModelStatus], None] = lambda _status: None,
     ) -> None:
-        now = int(time.time())
-        self._slots = {entry.id: _Slot(entry, created=now) for entry in catalog}
-        self._names = {name: slot for slot in self._slots.values() for name in (slot.entry.id, *slot.entry.aliases)}
-        self._build = build
+        """`memory_budget_bytes` is what the placement policy keeps, for people to see."""
+        self.memory_budget_bytes = memory_budget_bytes
+        self._limits = limits or PoolLimits()
+        self._policy = policies.placement
         self._on_change = on_change
-        self._closing = False
+        self._slots = {entry.id: Slot(entry, policies.restarts(), self._changed, self._clock) for entry in catalog}
+        self._names = {name: slot for slot in self._slots.values() for name in (slot.entry.id, *slot.entry.aliases)}
+        self._rules = StayRules(build, policies.share_cpus, observer, self._limits.heartbeat_seconds, self._clock)
+        self._stays: dict[ModelId, tuple[Stay, asyncio.Task[None]]] = {}
+        self._woken = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._is_closed = False
 
-    async def load_all(self) -> None:
-        """Bring up every model of the catalog, in its order. Failures end in the model's status, not here."""
-        for slot in self._slots.values():
-            await self._load(slot)
+    # What requests and people ask.
 
-    async def _load(self, slot: _Slot) -> None:
-        try:
-            self._enter(slot, ModelState.FETCHING)
-            spec = await slot.entry.prepare()
-            self._enter(slot, ModelState.LOADING)
-            slot.engine = self._build(spec)
-            slot.info = await slot.engine.start()
-            self._enter(slot, ModelState.READY)
-        except HeadraceError as error:
-            await self._fail(slot, slot.entry.explain() or str(error))
-        except Exception:
-            logger.exception("model_load_failed", extra={"model": slot.entry.id})
-            await self._fail(slot, "internal error; the log says more")
-
-    async def _fail(self, slot: _Slot, detail: str) -> None:
-        await self._close_engine(slot)
-        self._enter(slot, ModelState.FAILED, detail)
-
-    def _enter(self, slot: _Slot, state: ModelState, detail: str = "") -> None:
-        slot.state, slot.detail = state, detail
-        level = logging.ERROR if state is ModelState.FAILED else logging.INFO
-        logger.log(level, "model_state", extra={"model": slot.entry.id, "state": state.value, "detail": detail})
-        self._on_change(_status(slot))
-
-    def lease(self, name: ModelId, operation: Operation) -> Lease:
-        """The right to run one request of this kind on a model.
+    async def lease(self, name: ModelId, operation: Operation, *, deadline: float | None = None) -> Lease:
+        """The right to run one request of this kind on a model; waits until the model is in memory, at the longest
+        until `deadline` (on the event loop's clock). Safe to cancel.
 
         Raises:
             ModelNotFound: no model of that name.
-            Draining: the pool is closing.
-            ModelLoading: not ready yet.
-            EngineDown: it failed to load. (A failed model that still has an engine is leased: the engine itself
-                says whether it is down, and an upstream server may be back.)
             UnsupportedOperation: the model does not do that.
+            Draining: the pool is closed.
+            EngineDown: the model has failed and is not to be tried yet, or fails now.
+            NoRoomForModel: it does not fit beside what has to stay.
+            ModelLoading: too many wait for it already, or it took too long.
+            DeadlineExpired: it took longer than the caller wants to wait.
         """
         slot = self._find(name)
-        if self._closing:
-            raise Draining("the server is shutting down", retry_after_seconds=_LOADING_RETRY_SECONDS)
-        match slot.state:
-            case ModelState.READY | ModelState.FAILED if slot.engine is not None and slot.info is not None:
-                if operation not in slot.info.operations:
-                    raise UnsupportedOperation(f"the model {name!r} does not serve {operation.value}", param="model")
-                return Lease(slot, slot.engine)
-            case ModelState.FAILED:
-                raise EngineDown(f"the model {name!r} failed to load", retry_after_seconds=_FAILED_RETRY_SECONDS)
-            case _:
-                raise ModelLoading(
-                    f"the model {name!r} is not ready yet ({slot.state.value})",
-                    retry_after_seconds=_LOADING_RETRY_SECONDS,
-                )
+        slot.check_operation(operation)
+        self._check_open()
+        if slot.serves:
+            return slot.lease()
+        if slot.retry_at is not None and self._clock() < slot.retry_at:
+            raise failure(slot, self._clock())
+        if slot.num_held >= self._limits.max_held_requests:
+            raise self._loading(slot, "too many requests wait for it")
+        return await self._held(slot, operation, deadline)
+
+    async def _held(self, slot: Slot, operation: Operation | None, deadline: float | None) -> Lease:
+        longest = self._clock() + self._limits.hold_seconds
+        until = longest if deadline is None else deadline
+        self._woken.set()
+        try:
+            return await slot.held(operation, until)
+        except TimeoutError:
+            if deadline is None:
+                raise self._loading(slot, "it took too long") from None
+            raise DeadlineExpired(f"the deadline has passed while the model {slot.entry.id!r} was loading") from None
+
+    def _loading(self, slot: Slot, why: str) -> ModelLoading:
+        seconds = slot.eta_seconds()
+        return ModelLoading(
+            f"the model {slot.entry.id!r} is not ready yet ({slot.state.value}): {why}",
+            retry_after_seconds=_RETRY_SECONDS if seconds is None else seconds,
+        )
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise Draining("the server is shutting down", retry_after_seconds=_RETRY_SECONDS)
 
     def entry(self, name: ModelId) -> CatalogEntry:
         """The catalog entry behind a name or alias.
@@ -155,7 +126,7 @@ class EnginePool:
         """
         return self._find(name).entry
 
-    def _find(self, name: ModelId) -> _Slot:
+    def _find(self, name: ModelId) -> Slot:
         try:
             return self._names[name]
         except KeyError:
@@ -166,7 +137,7 @@ class EnginePool:
 
     def statuses(self) -> tuple[ModelStatus, ...]:
         """Every model as it stands now, in the catalog's order."""
-        return tuple(_status(slot) for slot in self._slots.values())
+        return tuple(slot.status() for slot in self._slots.values())
 
     def status(self, name: ModelId) -> ModelStatus:
         """One model as it stands now.
@@ -174,65 +145,134 @@ class EnginePool:
         Raises:
             ModelNotFound: no model of that name.
         """
-        return _status(self._find(name))
+        return self._find(name).status()
 
     def stats(self) -> dict[ModelId, EngineStats]:
         """Counters of the engines that run."""
         return {model: slot.engine.stats() for model, slot in self._slots.items() if slot.engine is not None}
 
-    async def check(self) -> None:
-        """Ask every engine whether it still serves, all at once, and let its model's state follow, both ways."""
-        async with asyncio.TaskGroup() as group:
-            for slot in self._slots.values():
-                if slot.engine is not None and slot.state in (ModelState.READY, ModelState.FAILED):
-                    group.create_task(self._check(slot, slot.engine))
+    @property
+    def is_settled(self) -> bool:
+        """Whether every model that is loaded at startup has been tried or turned down."""
+        return self._settled.is_set()
 
-    async def _check(self, slot: _Slot, engine: Engine) -> None:
-        problem = await _problem(engine)
-        if problem is not None and slot.state is ModelState.READY:
-            self._enter(slot, ModelState.FAILED, problem)
-        elif problem is None and slot.state is ModelState.FAILED:
-            self._enter(slot, ModelState.READY)
+    async def until_settled(self) -> None:
+        """Wait until `is_settled`."""
+        await self._settled.wait()
 
-    async def close(self) -> None:
-        """Stop all engines, at the same time. Leases still held see their requests end in errors."""
-        self._closing = True
-        async with asyncio.TaskGroup() as group:
-            for slot in self._slots.values():
-                group.create_task(self._close_engine(slot))
+    # What operators do.
 
-    async def _close_engine(self, slot: _Slot) -> None:
-        engine, slot.engine = slot.engine, None
-        if engine is None:
+    async def load(self, name: ModelId) -> None:
+        """Bring a model into memory as a request would, and return once it serves; a pause after a failure is cut
+        short. Cancelling the call leaves the load going.
+
+        Raises:
+            RequestError: see `lease`.
+        """
+        slot = self._find(name)
+        self._check_open()
+        if not slot.serves:
+            slot.retry_at, slot.is_wished = None, True
+            lease = await self._held(slot, None, None)
+            lease.release()
+
+    async def unload(self, name: ModelId) -> None:
+        """Take a model out of memory once its requests have ended; one that is on its way is stopped at once. Requests
+        that come later bring it back."""
+        slot = self._find(name)
+        slot.is_wished, slot.is_tried = False, True
+        self._woken.set()
+        stay, task = self._stays.get(slot.entry.id, (None, None))
+        if stay is None or task is None:
             return
-        try:
-            await engine.close()
-        except Exception:  # the other engines are to be closed all the same
-            logger.exception("engine_close_failed", extra={"model": slot.entry.id})
+        if slot.phase in (Phase.SERVING, Phase.LEAVING):
+            stay.leave()
+        else:
+            slot.refuse_all(
+                ModelLoading(f"the model {slot.entry.id!r} was unloaded", retry_after_seconds=_RETRY_SECONDS)
+            )
+            task.cancel()
+        await asyncio.wait({task})
 
+    def pin(self, name: ModelId, *, pinned: bool) -> None:
+        """Say whether a model may be unloaded to make room for others; holds until the server ends."""
+        slot = self._find(name)
+        slot.is_pinned = pinned
+        slot.tell()
 
-async def _problem(engine: Engine) -> str | None:
-    """Why an engine does not serve; None: it does."""
-    try:
-        async with asyncio.timeout(_CHECK_SECONDS):
-            await engine.check()
-    except EngineDown as error:
-        return error.message
-    except TimeoutError:
-        return "the engine does not answer"
-    return None
+    def weights_changed(self, name: ModelId) -> None:
+        """A model's weights have come further, or will not come."""
+        self._find(name).tell()
 
+    # The owner task.
 
-def _status(slot: _Slot) -> ModelStatus:
-    return ModelStatus(
-        id=slot.entry.id,
-        state=slot.state,
-        source=slot.entry.source,
-        created=slot.created,
-        aliases=slot.entry.aliases,
-        detail=slot.detail,
-        operations=slot.info.operations if slot.info else frozenset(),
-        max_model_len=slot.info.max_model_len if slot.info else None,
-        num_leases=slot.num_leases,
-        weights=slot.entry.weights(),
-    )
+    async def run(self) -> None:
+        """Keep the models in memory that are wanted there. Runs until it is cancelled; then every engine is stopped,
+        and nothing is leased any more."""
+        async with asyncio.TaskGroup() as tasks:
+            try:
+                while True:
+                    self._woken.clear()
+                    self._begin_stays(tasks)
+                    look_again_at = self._place()
+                    self._settle()
+                    await self._sleep(look_again_at)
+            finally:
+                self._close()
+
+    def _close(self) -> None:
+        self._is_closed = True
+        for slot in self._slots.values():
+            slot.refuse_all(Draining("the server is shutting down", retry_after_seconds=_RETRY_SECONDS))
+
+    def _begin_stays(self, tasks: asyncio.TaskGroup) -> None:
+        now = self._clock()
+        for position, slot in enumerate(self._slots.values()):
+            is_due = slot.num_held > 0 or (slot.is_wished and (slot.retry_at is None or slot.retry_at <= now))
+            if is_due and slot.entry.id not in self._stays:
+                slot.is_wished = False
+                since = now + position * _MOMENT_SECONDS
+                stay = Stay(slot, self._rules, since=since, used_cpus=self._used_cpus)
+                task = tasks.create_task(stay.run())
+                self._stays[slot.entry.id] = stay, task
+                task.add_done_callback(lambda _task, model=slot.entry.id: self._end_stay(model))  # type: ignore[misc]
+
+    def _end_stay(self, model: ModelId) -> None:
+        del self._stays[model]
+        self._woken.set()
+
+    def _used_cpus(self) -> Iterator[str]:
+        return (slot.cpus for slot in self._slots.values() if slot.cpus is not None)
+
+    def _place(self) -> float | None:
+        """Ask the policy, do what it says; when to ask again."""
+        residents = [resident for slot in self._slots.values() if (resident := slot.resident()) is not None]
+        wanted = [wish for stay, _ in self._stays.values() if (wish := stay.wanted()) is not None]
+        placement = self._policy.plan(residents, wanted, self._clock())
+        for no_room in placement.no_room:
+            self._stays[no_room.model][0].turn_down(no_room)
+        for model in placement.start:
+            self._stays[model][0].place()
+        for model in (*placement.evict, *placement.drain):
+            self._stays[model][0].leave()
+        return placement.look_again_at
+
+    def _settle(self) -> None:
+        if all(slot.is_tried for slot in self._slots.values() if slot.entry.at_startup):
+            self._settled.set()
+
+    async def _sleep(self, look_again_at: float | None) -> None:
+        """Until something happens, or it is time to look again."""
+        retries = [slot.retry_at for slot in self._slots.values() if slot.retry_at is not None and slot.is_wished]
+        times = [when for when in (look_again_at, *retries) if when is not None]
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(min(times) if times else None):
+                await self._woken.wait()
+
+    @staticmethod
+    def _clock() -> float:
+        return asyncio.get_running_loop().time()
+
+    def _changed(self, status: ModelStatus) -> None:
+        self._woken.set()
+        self._on_change(status)

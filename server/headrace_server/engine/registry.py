@@ -30,9 +30,9 @@ def build_engine(spec: EngineSpec) -> Engine:
     return factory(spec)
 
 
-def preload_engine(kind: str, scratch: Path) -> None:
+def preload_engine(kind: str, scratch: Path, *, fast_start: bool) -> None:
     """Import what the first engine of a kind will need, while its weights are still being looked for. Blocks for
-    seconds; what fails here fails again, and is told, when an engine is built. `scratch`: see `EngineSpec`."""
+    seconds; what fails here fails again, and is told, when an engine is built. The arguments: see `EngineSpec`."""
     preload = getattr(import_module(_KINDS[kind][0]), "preload", None)
     if preload is not None:
-        preload(scratch)
+        preload(scratch, fast_start=fast_start)

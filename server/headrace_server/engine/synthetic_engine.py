@@ -38,7 +38,7 @@ from headrace_server.engine.synthetic_slots import Slots
 from headrace_server.engine.synthetic_task import rendered, task_of
 from headrace_server.engine.synthetic_text import step_deltas
 from headrace_server.engine.synthetic_vocabulary import join, token_id
-from headrace_server.errors import EngineDown, InvalidRequest
+from headrace_server.errors import EngineDied, InvalidRequest
 from headrace_server.generation import Generation
 
 _DIALECTS: dict[Operation, Callable[[Plan, Envelope], Dialect]] = {
@@ -79,7 +79,7 @@ class SyntheticEngine:
         """See `Engine.start`; takes `load_seconds`."""
         await self._sleep(self._options.load_seconds)
         self._is_serving = True
-        return EngineInfo(frozenset(Operation), self._options.max_model_len)
+        return EngineInfo(frozenset(Operation), self._options.max_model_len, self._options.memory_bytes)
 
     async def submit(self, request: EngineRequest, seat: Seat) -> EngineReply:
         """See `Engine.submit`. A stream waits for its slot when its first item is asked for."""
@@ -169,9 +169,13 @@ class SyntheticEngine:
     async def check(self) -> None:
         """See `Engine.check`."""
         if not self._is_serving:
-            raise EngineDown("the engine of this model is not running")
+            raise EngineDied("the engine of this model is not running")
+
+    async def heartbeat(self) -> None:
+        """See `Engine.heartbeat`; nothing here can hang."""
+        await self.check()
 
     async def close(self) -> None:
-        """See `Engine.close`; requests that run or wait end in `EngineDown`."""
+        """See `Engine.close`."""
         self._is_serving = False
         self._slots.close()

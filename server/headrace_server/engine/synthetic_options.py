@@ -22,6 +22,7 @@ class SyntheticOptions:
     max_model_len: int = 8192
     max_num_seqs: int = 256
     load_seconds: float = 0.0
+    memory_bytes: int = 0
     fail_after_tokens: int | None = None
 
     @property

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from headrace_server.errors import EngineDown
+from headrace_server.errors import EngineDied
 
 
 class Ticket:
@@ -39,7 +39,7 @@ class Slots:
         """Wait for a place. Returns without one if the ticket was withdrawn meanwhile; see `holds`.
 
         Raises:
-            EngineDown: the engine closed.
+            EngineDied: the engine closed.
         """
         if self._closed:
             raise _closed()
@@ -58,7 +58,7 @@ class Slots:
         """Whether the ticket has a place.
 
         Raises:
-            EngineDown: it lost its place because the engine closed.
+            EngineDied: it lost its place because the engine closed.
         """
         if ticket in self._running:
             return True
@@ -88,7 +88,7 @@ class Slots:
         """Hold a place for the length of a block.
 
         Raises:
-            EngineDown: the engine closed.
+            EngineDied: the engine closed.
         """
         ticket = Ticket()
         await self.enter(ticket)
@@ -116,5 +116,5 @@ class Slots:
             raise AssertionError("a ticket waits beside a free place")
 
 
-def _closed() -> EngineDown:
-    return EngineDown("the engine of this model has stopped")
+def _closed() -> EngineDied:
+    return EngineDied("the engine of this model has stopped")

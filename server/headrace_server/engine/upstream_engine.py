@@ -242,6 +242,10 @@ class UpstreamEngine:
         except RequestError:
             logger.debug("upstream_probe_failed", extra={"model": self._model})
 
+    async def heartbeat(self) -> None:
+        """See `Engine.heartbeat`. Whether the other server hangs is its own to find out: slow is not down."""
+        await self.check()
+
     async def close(self) -> None:
         """See `Engine.close`; streams that are still read end in `EngineDown`."""
         client, self._client = self._client, None

@@ -1,55 +1,45 @@
 """vLLM in this process: one `AsyncLLM` (which runs its EngineCore and workers as child processes) per engine.
 
-Importing vLLM takes many seconds, so nothing here is imported before an engine of this kind is built, and the import
-and the engine's construction run in a thread while the event loop goes on answering probes. vLLM's own server is not
-used: it ends the process when an engine dies and installs signal handlers.
+Importing vLLM takes many seconds, so nothing of it is imported before an engine of this kind is built, and the import
+and the engine's construction (`vllm_start`) run in a thread while the event loop goes on answering probes. vLLM's own
+server is not used: it ends the process when an engine dies and installs signal handlers. Processes are killed when
+their engine is closed, never asked to end: nothing in them is worth a wait, and one that hangs would not hear.
 """
 
 import asyncio
 import ctypes
 import gc
 import logging
-import multiprocessing
-import os
-import sys
-from argparse import Namespace
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
 
 from headrace_server.domain import EngineReply, EngineRequest, EngineStats, Operation, Seat
 from headrace_server.engine.base import EngineInfo, EngineSpec
-from headrace_server.engine.vllm_arguments import command_line
+from headrace_server.engine.vllm_child import failure_path
 from headrace_server.engine.vllm_load_report import report_path, take_report
-from headrace_server.errors import EngineDown, EngineFault
+from headrace_server.engine.vllm_memory import gpu_memory, machine_memory
+from headrace_server.engine.vllm_plugin import HEARTBEAT
+from headrace_server.engine.vllm_process_group import STOPPED, ProcessGroup
+from headrace_server.engine.vllm_processes import Seam
+from headrace_server.engine.vllm_start import Built, build, forks_for, preload
+from headrace_server.errors import EngineDied, EngineFault
 
 if TYPE_CHECKING:
     from starlette.datastructures import State
-    from vllm.v1.engine.async_llm import AsyncLLM
 
     from headrace_server.engine.vllm_generation import VllmGeneration
+    from headrace_server.engine.vllm_llm import EngineLlm
     from headrace_server.engine.vllm_serving import VllmServing
     from headrace_server.engine.vllm_stats import StepCounters
 
+__all__ = ["VllmEngine", "preload"]
+
 logger = logging.getLogger(__name__)
 
-_OPERATOR_DECIDES_ON_DYNAMO = "TORCHDYNAMO_DISABLE" in os.environ
-
 T = TypeVar("T")
-
-_POLL_SECONDS = 0.2
-
-# Spoken to vLLM and the libraries under it; set where the operator has not said otherwise.
-_ENVIRONMENT = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings tell of kernels that a CPU does not have
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    "HF_HUB_OFFLINE": "1",  # engines load from a directory; whatever is missing there is an error, not a download
-    "TOKENIZERS_PARALLELISM": "false",
-    # What would only tell an operator of things that nobody here can change.
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "PYTHONWARNINGS": "ignore::FutureWarning",
-}
 
 
 class VllmEngine:
@@ -57,64 +47,39 @@ class VllmEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
-        self._llm: AsyncLLM | None = None
+        self._llm: EngineLlm | None = None
         self._generation: VllmGeneration | None = None
         self._serving: VllmServing | None = None
         self._counters: StepCounters | None = None
-        self._building: asyncio.Future[Namespace] | None = None
-        self._closing = False
-        self._children_before = {child.pid for child in multiprocessing.active_children()}
+        self._processes: ProcessGroup | None = None
+        self._seam: Seam | None = None
+        self._closed = asyncio.Event()
 
     async def start(self) -> EngineInfo:
+        """See `Engine.start`."""
         try:
-            self._building = asyncio.ensure_future(asyncio.to_thread(self._build))
-            args = await asyncio.shield(self._building)  # a thread cannot be cancelled; `close` sees to it
-            state = await self._open_serving(args)
+            return await _unless(self._closed, self._start())
         except (Exception, SystemExit) as error:  # vLLM's parser exits; its builders raise anything
+            reason = "closed while it was starting" if self._closed.is_set() else self._reason(error)
             logger.exception("engine_start_failed", extra={"model": self._spec.model})
-            raise EngineFault(f"the engine did not start: {self._reason(error)}") from error
-        return self._info(state)
+            raise EngineFault(f"the engine did not start: {reason}") from error
 
-    def _reason(self, error: BaseException) -> str:
-        """What the loader has left word of; of a worker's failure vLLM itself says only that there was one."""
-        report = report_path(self._spec)
-        return (report and take_report(report)) or _first_line(error)
+    async def _start(self) -> EngineInfo:
+        self._processes = ProcessGroup(self._spec.scratch)
+        self._seam = Seam(self._processes.folder, forks_for(self._spec))
+        # A thread of its own: it may wait for weights, and those that everybody shares are few.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="vllm-start")
+        try:
+            built = await asyncio.get_running_loop().run_in_executor(thread, build, self._spec, self._seam)
+        finally:
+            thread.shutdown(wait=False)
+        self._llm = built.llm
+        state = await self._open_serving(built)
+        memory_bytes = await asyncio.to_thread(self._settle)
+        operations = self._require(self._generation).operations() | self._require(self._serving).operations()
+        return EngineInfo(operations, state.vllm_config.model_config.max_model_len, memory_bytes)
 
-    def _build(self) -> Namespace:
-        """Import vLLM and start its processes. Runs in a thread, imports all that the loop will need."""
-        preload(self._spec.scratch)
-        from vllm import envs
-
-        envs.disable_envs_cache()  # of an engine before this one
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
-        from vllm.platforms import current_platform
-        from vllm.usage.usage_lib import UsageContext
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        from headrace_server.engine.vllm_stats import StepCounters, step_logger
-
-        line = command_line(self._spec, cpu=current_platform.is_cpu())
-        args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(line)
-        if current_platform.is_cpu() and not _OPERATOR_DECIDES_ON_DYNAMO:
-            # Eager does not stop vLLM from compiling its log probabilities: 16 s for the first request with any.
-            os.environ["TORCHDYNAMO_DISABLE"] = "1" if args.enforce_eager else "0"
-        engine_args = AsyncEngineArgs.from_cli_args(args)
-        engine_args.disable_log_stats = True
-        if self._closing:
-            raise EngineFault("closed while it was starting")
-        self._counters = StepCounters()
-        self._llm = AsyncLLM.from_engine_args(
-            engine_args,
-            usage_context=UsageContext.OPENAI_API_SERVER,
-            stat_loggers=[step_logger(self._counters)],
-        )
-        self._llm.log_stats = False  # of every token; those of every step go on
-        envs.enable_envs_cache()  # as vLLM's own processes do; some are read for every token
-        return args
-
-    async def _open_serving(self, args: Namespace) -> "State":
+    async def _open_serving(self, built: Built) -> "State":
         from starlette.datastructures import State
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
@@ -124,103 +89,107 @@ class VllmEngine:
         from headrace_server.engine.vllm_renderer import OneVisitRenderer
         from headrace_server.engine.vllm_serving import VllmServing
 
-        llm = self._require(self._llm)
+        llm, counters = built.llm, built.counters
         await llm.reset_mm_cache()
         state = State()
-        counters = self._require(self._counters)
-        await init_app_state(GatedEngineClient(llm, counters), state, args, await llm.get_supported_tasks())
+        await init_app_state(GatedEngineClient(llm, counters), state, built.args, await llm.get_supported_tasks())
         state.online_renderer.renderer = OneVisitRenderer(state.online_renderer.renderer)
-        explain = explanation(lambda: llm.errored)
+        explain = explanation(self._is_gone)
+        self._counters = counters
         self._generation = VllmGeneration(llm, state, counters, explain)
         self._serving = VllmServing(state, explain)
-        await asyncio.to_thread(_settle_memory)
         return state
 
-    def _info(self, state: "State") -> EngineInfo:
-        operations = self._require(self._generation).operations() | self._require(self._serving).operations()
-        return EngineInfo(operations, state.vllm_config.model_config.max_model_len)
+    def _settle(self) -> int | None:
+        """Everything is up: watch it, measure it. Returns the bytes that it takes. In a thread."""
+        from vllm.platforms import current_platform
+
+        processes = self._require(self._processes).settle()
+        _give_back_memory()
+        return machine_memory(processes) if current_platform.is_cpu() else gpu_memory(processes)
+
+    def _reason(self, error: BaseException) -> str:
+        """What loader or processes have left word of: of their failures vLLM itself says only that there was one."""
+        told = [report_path(self._spec)]
+        if self._processes is not None:
+            told.append(failure_path(self._processes.folder))
+        found = [reason for path in told if path is not None and (reason := take_report(path))]
+        return found[0] if found else _first_line(error)
 
     async def submit(self, request: EngineRequest, seat: Seat) -> EngineReply:
         """See `Engine.submit`. Chat and text completions take the short way, past vLLM's serving objects."""
-        await self.check()
+        if self._llm is None or self._llm.errored:  # `check` costs a tenth of a millisecond
+            raise EngineDied(STOPPED)
         if request.operation in (Operation.CHAT, Operation.COMPLETION):
             return await self._require(self._generation).open(request, seat)
         return await self._require(self._serving).submit(request, seat)
 
     def stats(self) -> EngineStats:
+        """See `Engine.stats`."""
         return self._counters.snapshot() if self._counters else EngineStats()
 
     async def check(self) -> None:
-        if self._require(self._llm).errored:
-            raise EngineDown("the engine of this model has stopped")
+        """See `Engine.check`."""
+        if self._is_gone():
+            raise EngineDied(STOPPED)
+
+    def _is_gone(self) -> bool:
+        """vLLM learns of a worker's death from EngineCore, which learns of it by itself; we see both."""
+        if self._llm is None or self._processes is None:
+            return True
+        gone: bool = self._llm.errored
+        return gone or self._processes.is_broken()
+
+    async def heartbeat(self) -> None:
+        """See `Engine.heartbeat`."""
+        await self.check()
+        await _unless(self._closed, self._require(self._llm).collective_rpc(HEARTBEAT))
 
     async def close(self) -> None:
-        self._closing = True
-        await self._end_building()
+        """See `Engine.close`."""
+        self._closed.set()
         llm, self._llm, self._generation, self._serving = self._llm, None, None, None
         if llm is not None:
+            llm.give_up()
+        if self._seam is not None:
+            self._seam.close()
+        if self._processes is not None:
+            await asyncio.to_thread(self._processes.end)
+        if llm is not None:
             await asyncio.to_thread(llm.shutdown)
-            # vLLM's client shuts down again when it is collected, which fails once the interpreter is going away.
             del llm
-            gc.unfreeze()
-            gc.collect()
-
-    async def _end_building(self) -> None:
-        """Let a start that is under way fail soon: without its processes it cannot go on."""
-        building = self._building
-        while building is not None and not building.done():
-            for child in multiprocessing.active_children():
-                if child.pid not in self._children_before:
-                    child.terminate()
-            await asyncio.wait({building}, timeout=_POLL_SECONDS)
+            await asyncio.to_thread(gc.collect)  # its sockets; objects of the import are left out, see `preload`
 
     @staticmethod
     def _require(part: T | None) -> T:
         if part is None:
-            raise EngineDown("the engine of this model is not running")
+            raise EngineDied(STOPPED)
         return part
 
 
-def preload(scratch: Path | None) -> None:
-    """Import all of vLLM that an engine and the loop will need, in a thread; a second call waits for the first and
-    costs nothing. `scratch`: see `EngineSpec`."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if "vllm" not in sys.modules:
-        logger.info("vllm_import")
-    _use_scratch(scratch)
-    import vllm.engine.arg_utils
-    import vllm.entrypoints.launchers.api_server.app_state
-    import vllm.entrypoints.launchers.cli_args
-    import vllm.v1.engine.async_llm  # noqa: F401
-
-    import headrace_server.engine.vllm_generation
-    import headrace_server.engine.vllm_serving  # noqa: F401
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` comes to; EngineDied as soon as `event` is set. `work` is over in any case when this is."""
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            return tasks[0].result()
+        raise EngineDied(STOPPED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _settle_memory() -> None:
-    """Give back what the start has left over, and keep what is here from being looked through again: a full collection
-    walks a million objects, 0.3 s in which no token is sent."""
-    gc.collect()
-    gc.freeze()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+def _give_back_memory() -> None:
+    """What the start has left over; glibc's alone."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
-def _use_scratch(folder: Path | None) -> None:
-    """vLLM and torch leave sockets, a rendezvous file and an empty cache in the temporary folder; give them one that
-    somebody removes. Before their import, and one for the process, because they remember it.
-    """
-    if folder is None:
-        return
-    os.environ["VLLM_RPC_BASE_PATH"] = os.environ["TMPDIR"] = str(folder)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
-    from vllm import envs
-
-    Path(envs.VLLM_RPC_BASE_PATH).mkdir(parents=True, exist_ok=True)
-
-
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    """Of pydantic's report, what it found first."""
+    said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    lines = said.strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -12,8 +12,9 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from headrace_server.engine.vllm_process_group import STOPPED
 from headrace_server.errors import (
-    EngineDown,
+    EngineDied,
     EngineFault,
     InvalidRequest,
     ModelNotFound,
@@ -23,8 +24,6 @@ from headrace_server.errors import (
 )
 
 logger = logging.getLogger(__name__)
-
-STOPPED = "the engine of this model has stopped"
 
 Explain: TypeAlias = Callable[[Exception], RequestError]
 """Makes our error of whatever vLLM raised."""
@@ -38,7 +37,7 @@ def translated(error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
     if isinstance(error, EngineDeadError):
-        return EngineDown(STOPPED)
+        return EngineDied(STOPPED)
     ours = from_document(create_error_response(error))
     if isinstance(ours, EngineFault):
         logger.error("engine_fault", exc_info=error)
@@ -51,11 +50,11 @@ def aborted() -> EngineFault:
 
 
 def explanation(is_dead: Callable[[], bool]) -> Explain:
-    """`translated` for one engine. `is_dead` says whether it has stopped: vLLM's errors do not always tell."""
+    """`translated` for one engine. `is_dead` says whether it is gone: vLLM's errors do not always tell."""
 
     def explain(error: Exception) -> RequestError:
         ours = translated(error)
-        return EngineDown(STOPPED) if isinstance(ours, EngineFault) and is_dead() else ours
+        return EngineDied(STOPPED) if isinstance(ours, EngineFault) and is_dead() else ours
 
     return explain
 

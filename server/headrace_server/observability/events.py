@@ -119,4 +119,4 @@ class ModelFeed:
 def _state(status: ModelStatus) -> tuple[object, ...]:
     """What is worth an event of its own."""
     weights = status.weights
-    return status.state, status.detail, weights and (weights.is_complete, weights.problem)
+    return status.state, status.detail, status.is_pinned, weights and (weights.is_complete, weights.problem)

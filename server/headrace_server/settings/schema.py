@@ -69,6 +69,12 @@ class ServerSettings(_Section):
     stalled_client_seconds: PositiveFloat = Field(
         60.0, description="a client that takes none of its answer for so long loses the connection (Linux)"
     )
+    drain_seconds: PositiveFloat = Field(
+        30.0, description="how long requests that were admitted may go on once the server is told to stop"
+    )
+    state_dir: Path = Field(
+        Path("~/.local/state/headrace"), description="where the server keeps what is its own: its control socket"
+    )
     tls: TlsSettings = Field(TlsSettings())
     cors: CorsSettings = Field(CorsSettings())
 
@@ -87,6 +93,42 @@ class CacheSettings(_Section):
     insecure_hosts: tuple[HostAndPort, ...] = Field(
         (), description="hosts (`host` or `host:port`) that may be spoken to over plain HTTP; loopback always may"
     )
+
+
+class EngineSettings(_Section):
+    """The engine pool: which models are in memory, and for how long."""
+
+    memory_budget_bytes: PositiveInt | None = Field(
+        None,
+        description="memory for all engines together: of the GPUs where there are any, else of the machine. "
+        "Unset: 0.9 of it",
+    )
+    keep_alive_seconds: PositiveFloat | None = Field(
+        None, description="a model that nobody has used for so long is unloaded. Unset: once its memory is needed"
+    )
+    turn_seconds: PositiveFloat = Field(
+        30.0, description="how long a model in use may keep memory that requests for another one wait for"
+    )
+    hold_seconds: PositiveFloat = Field(
+        600.0,
+        description="longest that a request waits for its model to be loaded; one with a deadline waits till then",
+    )
+    max_held_requests: PositiveInt = Field(
+        256, description="requests that may wait for one model at a time; more are refused with 503"
+    )
+    heartbeat_seconds: PositiveFloat = Field(
+        30.0, description="an engine that does not move for so long while it should is taken for hung and restarted"
+    )
+    fast_start: bool = Field(
+        True, description="start engines from a process that has imported everything; off: each imports for itself"
+    )
+
+
+class LoadWhen(StrEnum):
+    """When a model is brought into memory."""
+
+    STARTUP = "startup"
+    DEMAND = "demand"
 
 
 class AuthMode(StrEnum):
@@ -131,6 +173,11 @@ class EngineArguments(_Section):
     tensor_parallel_size: PositiveInt | None = Field(None, description="GPUs that share every layer")
     pipeline_parallel_size: PositiveInt | None = Field(None, description="stages that share the layers")
     runner: Literal["auto", "generate", "pooling"] | None = Field(None, description="what the model is for")
+    cpus: str | None = Field(
+        None,
+        pattern=r"^\d+(-\d+)?(,\d+(-\d+)?)*$",
+        description="processors for its computing threads on CPU, as `0-3,8`; unset: shared out among the models",
+    )
     seed: int | None = Field(None, ge=0, description="default seed of the sampler")
     max_logprobs: int | None = Field(None, ge=0, le=20, description="most alternatives per token")
     tool_call_parser: str | None = Field(None, description="parser for tool calls, turns `tool_choice: auto` on")
@@ -161,6 +208,7 @@ class SyntheticArguments(_Section):
     max_model_len: PositiveInt = Field(8192, description="context length in tokens")
     max_num_seqs: PositiveInt = Field(256, description="requests served at once; others wait")
     load_seconds: float = Field(0.0, ge=0, description="how long a start takes")
+    memory_bytes: int = Field(0, ge=0, description="memory that it is counted with")
     fail_after_tokens: PositiveInt | None = Field(None, description="fault: fail each request after so many tokens")
 
 
@@ -190,6 +238,12 @@ class ModelSettings(_Section):
     arguments: EngineArguments = Field(EngineArguments(), description="vLLM arguments, see below")
     upstream: UpstreamArguments = Field(UpstreamArguments(), description="for `engine: upstream`, see below")
     synthetic: SyntheticArguments = Field(SyntheticArguments(), description="for `engine: synthetic`, see below")
+    load: LoadWhen = Field(
+        LoadWhen.STARTUP,
+        description="`startup`: when the server starts, as far as models fit together; `demand`: at the first request",
+    )
+    keep_alive_seconds: PositiveFloat | None = Field(None, description="in place of `engine.keep_alive_seconds`")
+    pin: bool = Field(False, description="never unload it to make room for another")
     client_chat_template: bool = Field(
         False,
         description="let clients send `chat_template` and `chat_template_kwargs` (templates are programs)",
@@ -230,6 +284,7 @@ class Settings(_Section):
 
     server: ServerSettings = Field(ServerSettings())
     cache: CacheSettings = Field(CacheSettings())
+    engine: EngineSettings = Field(EngineSettings())
     auth: AuthSettings = Field(AuthSettings())
     models: tuple[ModelSettings, ...] = Field(())
     telemetry: TelemetrySettings = Field(TelemetrySettings())

@@ -17,13 +17,16 @@ from typing import Any
 from headrace_models import parse_reference, prepare
 from headrace_server.domain import ModelId, ModelState
 from headrace_server.engine.base import Engine, EngineSpec
-from headrace_server.engine.pool import CatalogEntry, EnginePool
+from headrace_server.engine.catalog_entry import CatalogEntry, Prepared
+from headrace_server.engine.pool import EnginePool
 from headrace_server.engine.registry import build_engine
 from headrace_server.engine.vllm_arguments import command_line
 from headrace_server.serving.admission import OpenAdmission
+from headrace_server.serving.drain import Drain
 from headrace_server.serving.inference import Inference
 from headrace_server.settings.schema import DEFAULT_MODEL, CacheSettings
 from tests.engine.differential.reasoning_model import write_reasoning_model
+from tests.fakes.server import fake_pool, running
 
 # Without the prefix cache the second of two equal requests is computed exactly as the first one was.
 _ARGUMENTS = {
@@ -52,7 +55,7 @@ class Stage:
 
 def inference_on(pool: EnginePool) -> Inference:
     """Our side."""
-    return Inference(pool, {}, OpenAdmission())
+    return Inference(pool, {}, OpenAdmission(), Drain())
 
 
 def async_llm_of(engine: Engine) -> Any:
@@ -86,20 +89,17 @@ async def open_stage(kinds: Iterable[EngineKind], scratch: Path) -> AsyncIterato
         engines[EngineKind(spec.model)] = engine, spec
         return engine
 
-    pool = EnginePool([_entry(kind, scratch) for kind in kinds], build=build)
-    try:
-        await pool.load_all()
+    async with running(fake_pool([_entry(kind, scratch) for kind in kinds], build)) as pool:
+        await pool.until_settled()
         assert all(status.state is ModelState.READY for status in pool.statuses()), pool.statuses()
         states = {kind: await _vllm_state(async_llm_of(engine), spec) for kind, (engine, spec) in engines.items()}
         yield Stage(inference_on(pool), states)
         assert all(status.num_leases == 0 for status in pool.statuses()), "a request has kept its lease"
-    finally:
-        await pool.close()
 
 
 def _entry(kind: EngineKind, scratch: Path) -> CatalogEntry:
-    async def prepared() -> EngineSpec:
-        return await asyncio.to_thread(_spec, kind, scratch)
+    async def prepared() -> Prepared:
+        return Prepared(await asyncio.to_thread(_spec, kind, scratch), memory_bytes=1)  # so that one starts at a time
 
     return CatalogEntry(ModelId(kind), (), DEFAULT_MODEL, prepared)
 

@@ -17,8 +17,8 @@ from headrace_server.api.sse import KEEP_ALIVE
 from headrace_server.domain import CachedModel, GroupBytes, ModelId, ModelState, ModelStatus, WeightsStatus
 from headrace_server.observability.events import ModelFeed
 from headrace_server.tenancy.keys import KeyList
-from tests.fakes.engine import FakeEngine
-from tests.fakes.server import ALIAS, MODEL, Stage, build_stage, in_process, served
+from tests.fakes.engine import FakeEngine, Hold, unary
+from tests.fakes.server import ALIAS, CHAT_BODY, MODEL, Stage, build_stage, in_process, served
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -67,6 +67,41 @@ class TestListing:
             ],
         }
         assert document["cached"] == []
+
+    async def test_a_model_is_shown_with_what_it_takes_and_who_uses_it(self) -> None:
+        hold = Hold()
+        stage = build_stage(FakeEngine([hold], memory_bytes=700))
+        async with in_process(stage) as client:
+            document = (await client.get("/admin/models")).json()
+            assert document["memory"] == {"budget_bytes": 10**12, "used_bytes": 700}
+            (model,) = document["models"]
+            assert (model["memory_bytes"], model["num_held"], model["pinned"]) == (700, 0, False)
+            assert (model["eta_seconds"], model["retry_in_seconds"], model["restarting"]) == (None, None, False)
+            assert model["idle_seconds"] >= 0
+            asking = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT_BODY))
+            await hold.entered.wait()
+            (model,) = (await client.get("/admin/models")).json()["models"]
+            assert (model["num_leases"], model["idle_seconds"]) == (1, None)
+            hold.go_on.set()
+            await asking
+
+    async def test_a_model_that_is_not_in_memory_takes_none(self) -> None:
+        async with in_process(build_stage(FakeEngine(memory_bytes=700), load=False)) as client:
+            document = (await client.get("/admin/models")).json()
+        assert document["memory"]["used_bytes"] == 0
+        (model,) = document["models"]
+        assert (model["state"], model["memory_bytes"], model["idle_seconds"]) == ("cold", None, None)
+
+    async def test_requests_that_wait_for_a_model_are_counted(self) -> None:
+        engine = FakeEngine([unary()])
+        engine.start_gate = asyncio.Event()
+        async with in_process(build_stage(engine, load=False)) as client:
+            asking = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT_BODY))
+            await engine.starting.wait()
+            (model,) = (await client.get("/admin/models")).json()["models"]
+            assert (model["state"], model["num_held"], model["num_leases"]) == ("loading", 1, 0)
+            engine.start_gate.set()
+            assert (await asking).status_code == 200
 
     async def test_an_engine_without_weights_has_none(self) -> None:
         async with in_process(build_stage(FakeEngine())) as client:
@@ -164,7 +199,7 @@ class TestEvents:
         stage = build_stage(engine, load=False)
         async with served(stage) as client, listening(stage, client) as events:
             assert (await anext(events))["state"] == "cold"
-            await stage.runtime.pool.load_all()
+            await stage.runtime.pool.load(MODEL)
             assert [(await anext(events))["state"] for _ in range(3)] == ["fetching", "loading", "ready"]
 
     async def test_progress_of_the_weights_comes_as_it_is_made(self) -> None:
@@ -177,6 +212,14 @@ class TestEvents:
             shown = (await anext(events))["weights"]
         assert isinstance(shown, dict)
         assert (shown["present_bytes"], shown["complete"]) == (100, True)
+
+    async def test_a_pin_is_told_at_once(self) -> None:
+        stage = build_stage(FakeEngine())
+        async with served(stage) as client, listening(stage, client) as events:
+            assert (await anext(events))["pinned"] is False
+            for pinned in (True, False):
+                stage.runtime.pool.pin(MODEL, pinned=pinned)
+                assert (await anext(events))["pinned"] is pinned
 
     async def test_a_client_that_leaves_is_forgotten(self) -> None:
         stage = build_stage(FakeEngine())

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from starlette.types import Message
 
-from headrace_server.api.sse import KEEP_ALIVE, SseResponse, Work
+from headrace_server.api.sse import KEEP_ALIVE, SseResponse, Work, comment_frame
 from headrace_server.domain import EventStream, StreamReply
 from headrace_server.errors import ClientGone, EngineDown, EngineFault
 from tests.fakes.engine import DONE, FakeStream, frame
@@ -143,6 +143,27 @@ async def test_comments_keep_a_slow_stream_alive_and_its_events_follow() -> None
     await answer
     assert [piece for piece in connection.pieces if piece != KEEP_ALIVE] == [frame("a"), DONE]
     assert connection.is_complete
+
+
+async def test_what_a_comment_says_is_asked_each_time() -> None:
+    connection, stream = Connection(), FakeStream()
+    texts = iter(range(1000))
+    response = SseResponse(giving(stream), hold_seconds=SHORT, comment=lambda: comment_frame(f"wait {next(texts)}"))
+    answer = asyncio.create_task(response({"type": "http"}, connection.receive, connection.send))
+    while len(connection.sent) < 4:
+        connection.got.clear()
+        await connection.got.wait()
+    stream.end()
+    await answer
+    assert connection.pieces[:3] == [b": wait 0\n\n", b": wait 1\n\n", b": wait 2\n\n"]
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\r\ndata: x", "\x1b[31m", "ü", "\ud800", "a\u2028b", "a\0b"])
+def test_a_comment_is_one_line_of_ascii_whatever_it_is_made_of(text: str) -> None:
+    frame = comment_frame(text)
+    assert frame.startswith(b": ")
+    assert frame.endswith(b"\n\n")
+    assert all(0x20 <= byte < 0x7F for byte in frame[:-2])
 
 
 @pytest.mark.parametrize(

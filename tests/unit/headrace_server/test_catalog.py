@@ -1,5 +1,8 @@
 """Settings → planned models → entries of the pool, with a supply in between."""
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +12,26 @@ from headrace_models.reference import Scheme
 from headrace_models.trust import Trust
 from headrace_server.catalog import (
     PlannedModel,
+    Supplies,
     catalog_entries,
     fetch_request,
     model_settings_of,
     orders_of,
     plan_models,
+    supplies_of,
     vllm_spec,
 )
 from headrace_server.domain import ModelId
 from headrace_server.engine.base import StoredWeights
+from headrace_server.engine.catalog_entry import CatalogEntry
+from headrace_server.engine.machine_memory import MachineMemory
 from headrace_server.engine.model_supply import ModelSupply
-from headrace_server.engine.pool import CatalogEntry
 from headrace_server.errors import EngineFault, UsageError
-from headrace_server.settings.schema import DEFAULT_MODEL, Settings
+from headrace_server.settings.schema import DEFAULT_MODEL, EngineSettings, Settings
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.fetching import FACTS, FakeFetches, FakeStore, completed, indexed
 
+GIB = 1024**3
 A_COMMIT = "hf://org/name@" + "0" * 40
 REFERENCES = {
     Scheme.HF: "hf://org/name@v1",
@@ -116,56 +123,91 @@ class TestEntries:
     """What the pool gets."""
 
     @staticmethod
-    def entry_and_supply(model: PlannedModel, fetches: FakeFetches) -> tuple[CatalogEntry, ModelSupply]:
-        supply = ModelSupply(orders_of([model]), open_fetch=fetches.open, open_model=FakeStore().open)
-        (entry,) = catalog_entries([model], supply)
-        return entry, supply
+    @asynccontextmanager
+    async def supplied(model: PlannedModel, fetches: FakeFetches, store: FakeStore) -> AsyncIterator[CatalogEntry]:
+        supply = ModelSupply(orders_of([model]), open_fetch=fetches.open, open_model=store.open)
+        (entry,) = entries([model], Supplies(ModelSupply([]), supply))
+        running = asyncio.create_task(supply.run())
+        yield entry
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        supply.close()
 
     @pytest.mark.timeout(20)
     async def test_a_supplied_model_is_loaded_from_the_store_with_the_skeleton_as_its_directory(
         self, tmp_path: Path
     ) -> None:
-        (model,) = planned(vllm(A_COMMIT, aliases=["x"], arguments={"max_model_len": 9}), cache={"dir": str(tmp_path)})
-        fetches = FakeFetches(A_COMMIT)
+        arguments = {"max_model_len": 9, "cpus": "0-3", "kv_cache_memory_bytes": 5 * GIB}
+        (model,) = planned(vllm(A_COMMIT, aliases=["x"], arguments=arguments), cache={"dir": str(tmp_path)})
+        fetches, store = FakeFetches(A_COMMIT), FakeStore()
         fetches[A_COMMIT].tell(indexed("name-0123456789ab"), completed("name-0123456789ab"))
         fetches[A_COMMIT].end()
-        entry, supply = self.entry_and_supply(model, fetches)
-        assert entry.weights() is None
-        await supply.run()
-        spec = await entry.prepare()
-        assert spec.directory == tmp_path / "models/name-0123456789ab/skeleton"
-        assert spec.store == StoredWeights(tmp_path, "name-0123456789ab")
-        assert (spec.arguments, spec.aliases) == ({"max_model_len": 9}, (ModelId("x"),))
-        supply.close()
+        async with self.supplied(model, fetches, store) as entry:
+            assert entry.weights() is None
+            prepared = await entry.prepare()
+            spec = prepared.spec
+            assert spec.directory == tmp_path / "models/name-0123456789ab/skeleton"
+            assert spec.store == StoredWeights(tmp_path, "name-0123456789ab")
+            assert spec.compile_cache == tmp_path / "compiled/name-0123456789ab"
+            assert (spec.aliases, spec.cpus) == ((ModelId("x"),), "0-3")
+            assert spec.arguments == {"max_model_len": 9, "kv_cache_memory_bytes": 5 * GIB}
+            assert 5 * GIB < prepared.memory_bytes - FACTS.weight_bytes < 7 * GIB
+            prepared.close()
 
     @pytest.mark.timeout(20)
-    async def test_a_fetch_that_fails_is_what_the_entry_explains(self) -> None:
+    async def test_a_fetch_that_fails_is_told_to_whoever_prepares(self) -> None:
         (model,) = planned(vllm(A_COMMIT))
         fetches = FakeFetches(A_COMMIT)
         fetches[A_COMMIT].end()
-        entry, supply = self.entry_and_supply(model, fetches)
-        assert entry.explain() is None
-        await supply.run()
-        assert entry.explain() == supply.failure(ModelId("m"))
-        assert entry.explain()
-        with pytest.raises(EngineFault):
-            await entry.prepare()
+        async with self.supplied(model, fetches, FakeStore()) as entry:
+            with pytest.raises(EngineFault, match="ended without a reason"):
+                await entry.prepare()
 
     async def test_engines_without_weights_need_no_supply(self) -> None:
         models = planned(
-            {"id": "words", "engine": "synthetic", "synthetic": {"seed": 3}},
+            {"id": "words", "engine": "synthetic", "synthetic": {"seed": 3, "memory_bytes": 7}},
             {"id": "far", "engine": "upstream", "upstream": {"url": "http://127.0.0.1:1", "api_key": "s3cret"}},
         )
-        words, far = catalog_entries(models, ModelSupply([]))
-        assert ((await words.prepare()).kind, (await words.prepare()).arguments["seed"]) == ("synthetic", 3)
-        spec = await far.prepare()
+        words, far = [
+            (await entry.prepare(), entry.weights())
+            for entry in entries(models, supplies_of(models, lambda _model: None))
+        ]
+        assert (words[0].spec.kind, words[0].spec.arguments["seed"], words[0].memory_bytes) == ("synthetic", 3, 7)
+        spec = far[0].spec
         assert (spec.kind, spec.url, spec.arguments["api_key"], spec.store) == (
             "upstream",
             "http://127.0.0.1:1",
             "s3cret",
             None,
         )
-        assert (words.weights(), words.explain()) == (None, None)
+        assert (far[0].memory_bytes, words[1], far[1]) == (0, None, None)
+
+    def test_what_is_on_this_machine_does_not_queue_behind_downloads(self, tmp_path: Path) -> None:
+        write_checkpoint(tmp_path / "m")
+        sources = ("hf://org/name", str(tmp_path / "m"), DEFAULT_MODEL, "https://models.example/m/")
+        models = planned(*(vllm(source, id=f"m{n}") for n, source in enumerate(sources)))
+        supplies = supplies_of(models, lambda _model: None)
+        assert supplies.near is not supplies.far
+        assert [supplies.of(model) is supplies.near for model in models] == [False, True, True, False]
+        assert all(supplies.of(model).weights(model.id) is None for model in models)
+
+    def test_when_a_model_comes_and_goes_is_its_own_setting_before_the_pools(self) -> None:
+        first, second = entries(
+            planned(
+                {"id": "a", "engine": "synthetic"},
+                {"id": "b", "engine": "synthetic", "load": "demand", "keep_alive_seconds": 5, "pin": True},
+            ),
+            Supplies(ModelSupply([]), ModelSupply([])),
+            EngineSettings(keep_alive_seconds=60),
+        )
+        assert (first.at_startup, first.keep_alive_seconds, first.is_pinned) == (True, 60, False)
+        assert (second.at_startup, second.keep_alive_seconds, second.is_pinned) == (False, 5, True)
+
+
+def entries(
+    models: Sequence[PlannedModel], supplies: Supplies, engine: EngineSettings | None = None
+) -> tuple[CatalogEntry, ...]:
+    return catalog_entries(models, supplies, engine or EngineSettings(), MachineMemory(64 * GIB))
 
 
 def test_a_directory_without_a_store_is_loaded_as_vllm_does(tmp_path: Path) -> None:

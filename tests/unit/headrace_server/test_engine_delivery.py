@@ -1,20 +1,19 @@
-"""One model's fetch: events in; weights, failure and log lines out."""
+"""One attempt to bring a model: events in; weights, failure and log lines out."""
 
 import asyncio
 import logging
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from headrace_models.fetch.events import Failed, Noted, Started
 from headrace_models.trust import Trust
-from headrace_server.domain import GroupBytes, ModelId
-from headrace_server.engine.delivery import LOG_SECONDS, Delivery, Supplied
-from headrace_server.errors import EngineFault
-from tests.fakes.fetching import FACTS, HF, completed, indexed, order, progress
+from headrace_server.domain import GroupBytes, ModelId, WeightsStatus
+from headrace_server.engine.delivery import LOG_SECONDS, Delivery
+from tests.fakes.fetching import HF, KEY, completed, indexed, order, progress
 
 M = ModelId("m")
-SUPPLIED = Supplied("name-0123456789ab", Path("/cache/skeleton"), Path("/cache"), FACTS)
+WEIGHTS = WeightsStatus(KEY, "r1", Trust.CHUNK, 50, 100)
 
 
 class Clock:
@@ -26,33 +25,38 @@ class Clock:
         return self.now
 
 
-def delivery(*, reference: str = HF, changes: list[ModelId] | None = None, clock: Clock | None = None) -> Delivery:
+def delivery(
+    *,
+    reference: str = HF,
+    changes: list[ModelId] | None = None,
+    clock: Clock | None = None,
+    weights: WeightsStatus | None = None,
+) -> Delivery:
     on_change = (changes if changes is not None else []).append
-    return Delivery(order(M, reference), on_change=on_change, clock=clock or Clock())
+    return Delivery(order(M, reference), on_change=on_change, clock=clock or Clock(), weights=weights)
 
 
 def lines(caplog: pytest.LogCaptureFixture, event: str) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.message == event]
 
 
-async def test_an_engine_may_start_once_the_model_is_indexed_long_before_its_bytes_are_here() -> None:
+async def test_a_model_is_found_long_before_its_bytes_are_here() -> None:
     it = delivery()
-    waiting = asyncio.create_task(it.indexed())
     it.take(Started(HF, 1))
-    await asyncio.sleep(0)
-    assert not waiting.done()
+    assert not it.is_indexed
     assert it.weights is None
-    it.supply(indexed(), SUPPLIED)
-    assert await waiting is SUPPLIED
+    it.take(indexed())
+    assert it.is_indexed
+    assert not it.is_over
     assert it.weights is not None
     assert (it.weights.present_bytes, it.weights.total_bytes, it.weights.is_complete) == (0, 100, False)
-    assert (it.weights.key, it.weights.revision, it.weights.trust) == ("name-0123456789ab", "r1", Trust.CHUNK)
+    assert (it.weights.key, it.weights.revision, it.weights.trust) == (KEY, "r1", Trust.CHUNK)
 
 
 async def test_progress_is_told_with_rate_eta_and_groups() -> None:
     changes: list[ModelId] = []
     it = delivery(changes=changes)
-    it.supply(indexed(), SUPPLIED)
+    it.take(indexed())
     it.take(progress(40))
     assert it.weights is not None
     assert (it.weights.present_bytes, it.weights.bytes_per_second, it.weights.eta_seconds) == (40, 10.0, 6.0)
@@ -62,7 +66,7 @@ async def test_progress_is_told_with_rate_eta_and_groups() -> None:
 
 async def test_a_completed_fetch_has_all_bytes_and_nothing_comes_any_more() -> None:
     it = delivery()
-    it.supply(indexed(trust=Trust.FILE), SUPPLIED)
+    it.take(indexed(trust=Trust.FILE))
     it.take(progress(40))
     it.take(completed(trust=Trust.FILE))
     it.end()
@@ -76,43 +80,133 @@ async def test_a_completed_fetch_has_all_bytes_and_nothing_comes_any_more() -> N
 
 async def test_a_local_model_is_complete_without_any_progress() -> None:
     it = delivery(reference="file:///models/m")
-    it.supply(indexed(trust=Trust.NONE), SUPPLIED)
+    it.take(indexed(trust=Trust.NONE))
     it.take(completed(trust=Trust.NONE))
     assert it.weights is not None
     assert (it.weights.present_bytes, it.weights.is_complete) == (100, True)
 
 
-async def test_a_fetch_that_fails_before_the_index_keeps_the_engine_from_starting_with_its_one_line() -> None:
+async def test_a_fetch_that_fails_before_the_index_has_its_one_line_and_no_weights() -> None:
     it = delivery()
     it.take(Failed("ModelNotFound", "no such model at example"))
     it.end()
-    with pytest.raises(EngineFault, match="no such model at example"):
-        await it.indexed()
+    assert await it.failed() == "no such model at example"
     assert it.failure == "no such model at example"
     assert it.weights is None
 
 
 async def test_a_fetch_that_fails_later_says_so_in_the_weights_and_to_those_who_ask_later() -> None:
     it = delivery()
-    it.supply(indexed(), SUPPLIED)
+    it.take(indexed())
     it.take(progress(40))
     it.take(Failed("SourceUnavailable", "gone for 300 s"))
     it.end()
     assert it.weights is not None
     assert (it.weights.problem, it.weights.present_bytes) == ("gone for 300 s", 40)
     assert (it.weights.bytes_per_second, it.weights.eta_seconds) == (0.0, None)
-    with pytest.raises(EngineFault, match="gone for 300 s"):
-        await it.indexed()
+    assert await it.failed() == "gone for 300 s"
+
+
+async def test_whoever_waits_for_a_failure_hears_of_no_other_end() -> None:
+    it = delivery()
+    waiting = asyncio.create_task(it.failed())
+    it.take(indexed())
+    it.take(completed())
+    it.end()
+    it.fail("too late")
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert it.failure is None
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
 
 
 @pytest.mark.parametrize("was_indexed", [False, True])
 async def test_a_fetch_that_ends_without_saying_how_has_failed(was_indexed: bool) -> None:
     it = delivery()
     if was_indexed:
-        it.supply(indexed(), SUPPLIED)
+        it.take(indexed())
     it.end()
-    with pytest.raises(EngineFault):
-        await it.indexed()
+    assert it.failure == "the fetch ended without a reason"
+
+
+async def test_a_fetch_that_completes_what_it_has_not_found_has_failed() -> None:
+    it = delivery(weights=WEIGHTS)
+    it.take(progress(60))
+    it.take(completed())
+    assert it.weights == WEIGHTS
+    it.end()
+    assert it.failure == "the fetch ended without a reason"
+
+
+async def test_a_process_that_is_started_again_goes_on_with_the_model_that_was_found() -> None:
+    it = delivery()
+    for event in (Started(HF, 1), indexed(), progress(40), Started(HF, 2), indexed(), progress(30)):
+        it.take(event)
+    assert it.failure is None
+    assert it.weights is not None
+    assert it.weights.fetched_bytes == 70
+
+
+async def test_one_that_finds_another_revision_then_has_failed_because_engines_read_the_first() -> None:
+    it = delivery()
+    it.take(indexed())
+    it.take(indexed("name-ba9876543210"))
+    it.take(progress(40))
+    assert it.failure == "the model has changed at its source while it was fetched"
+    assert it.weights is not None
+    assert (it.weights.key, it.weights.present_bytes) == (KEY, 0)
+
+
+async def test_another_attempt_begins_with_what_is_known_and_no_problem() -> None:
+    it = delivery()
+    it.take(indexed())
+    it.take(progress(40))
+    it.fail("gone for 300 s")
+    again = it.again()
+    assert (again.failure, again.is_indexed, again.order) == (None, False, it.order)
+    assert again.weights is not None
+    assert (again.weights.problem, again.weights.present_bytes, again.weights.eta_seconds) == ("", 40, None)
+    again.take(Started(HF, 1))
+    again.take(indexed())
+    assert again.weights.present_bytes == 40
+    again.take(progress(50))
+    assert again.weights.fetched_bytes == 90
+    assert it.failure == "gone for 300 s"
+
+
+async def test_what_was_fetched_of_another_revision_does_not_count() -> None:
+    it = delivery()
+    it.take(indexed())
+    it.take(progress(40))
+    again = it.again()
+    again.take(Started(HF, 1))
+    again.take(indexed("name-ba9876543210"))
+    assert again.weights is not None
+    assert (again.weights.present_bytes, again.weights.fetched_bytes) == (0, 0)
+    again.take(progress(10))
+    assert again.weights.fetched_bytes == 10
+
+
+async def test_another_attempt_at_what_was_complete_is_not() -> None:
+    it = delivery()
+    it.take(indexed())
+    it.take(completed())
+    assert it.is_over
+    again = it.again()
+    assert again.weights is not None
+    assert not again.is_over
+
+
+async def test_what_the_store_has_counts_for_more_than_what_was_known() -> None:
+    it = delivery()
+    it.take(indexed())
+    it.take(progress(40))
+    found = it.looked_up(replace(WEIGHTS, present_bytes=100, is_complete=True))
+    assert found.is_complete
+    assert found.weights is not None
+    assert (found.weights.present_bytes, found.weights.fetched_bytes) == (100, 40)
+    assert it.looked_up(None).weights is None
 
 
 async def test_the_log_tells_the_life_of_a_fetch(caplog: pytest.LogCaptureFixture) -> None:
@@ -120,7 +214,7 @@ async def test_the_log_tells_the_life_of_a_fetch(caplog: pytest.LogCaptureFixtur
     it = delivery()
     it.start(77)
     it.take(Noted("trying again"))
-    it.supply(indexed(), SUPPLIED)
+    it.take(indexed())
     it.take(progress(40))
     it.take(completed())
     names = ["fetch_started", "fetch_note", "fetch_indexed", "fetch_progress", "fetch_completed"]
@@ -138,7 +232,7 @@ async def test_progress_is_logged_every_few_seconds_only(caplog: pytest.LogCaptu
     caplog.set_level(logging.INFO)
     clock = Clock()
     it = delivery(clock=clock)
-    it.supply(indexed(), SUPPLIED)
+    it.take(indexed())
     for tick in range(41):  # 10 s of ticks
         clock.now = tick * 0.25
         it.take(progress(tick))
@@ -146,10 +240,11 @@ async def test_progress_is_logged_every_few_seconds_only(caplog: pytest.LogCaptu
     assert [vars(record)["present_bytes"] for record in lines(caplog, "fetch_progress")] == [0, 20, 40]
 
 
-async def test_weights_that_nobody_checks_are_a_warning_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_weights_that_nobody_checks_are_a_warning_once_for_each_attempt(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     it = delivery()
-    it.supply(indexed(trust=Trust.NONE), SUPPLIED)
+    it.take(indexed(trust=Trust.NONE))
+    it.take(indexed(trust=Trust.NONE))
     it.take(completed(trust=Trust.NONE))
     (record,) = lines(caplog, "fetch_unchecked")
     assert record.levelno == logging.WARNING
@@ -158,7 +253,7 @@ async def test_weights_that_nobody_checks_are_a_warning_once(caplog: pytest.LogC
 
 async def test_of_a_local_directory_that_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    delivery(reference="file:///models/m").supply(indexed(trust=Trust.NONE), SUPPLIED)
+    delivery(reference="file:///models/m").take(indexed(trust=Trust.NONE))
     (record,) = lines(caplog, "fetch_unchecked")
     assert record.levelno == logging.INFO
 
@@ -166,7 +261,7 @@ async def test_of_a_local_directory_that_is_no_news(caplog: pytest.LogCaptureFix
 @pytest.mark.parametrize("trust", [Trust.CHUNK, Trust.FILE])
 async def test_weights_that_are_checked_are_no_news(caplog: pytest.LogCaptureFixture, trust: Trust) -> None:
     caplog.set_level(logging.INFO)
-    delivery().supply(indexed(trust=trust), SUPPLIED)
+    delivery().take(indexed(trust=trust))
     assert not lines(caplog, "fetch_unchecked")
 
 

@@ -22,7 +22,10 @@ STATS = {
     A: EngineStats(1, 2, 0.25, prompt_tokens_total=10, generation_tokens_total=20),
     B: EngineStats(3, 4, 0.75, prompt_tokens_total=30, generation_tokens_total=40),
 }
-STATUSES = (ModelStatus(A, ModelState.READY, "s", 0), ModelStatus(B, ModelState.FAILED, "s", 0))
+STATUSES = (
+    ModelStatus(A, ModelState.READY, "s", 0, num_held=2, memory_bytes=700),
+    ModelStatus(B, ModelState.FAILED, "s", 0),
+)
 
 
 class Clock:
@@ -94,6 +97,47 @@ def test_requests_are_counted_by_route_and_status() -> None:
     assert seen["headrace_requests_total", frozenset({("route", "/v1/models"), ("status", "200")})] == 2
     assert seen["headrace_requests_total", frozenset({("route", "/v1/models"), ("status", "499")})] == 1
     assert seen["headrace_request_duration_seconds_count", frozenset({("route", "/v1/models")})] == 3
+
+
+def test_each_model_has_what_it_takes_and_who_waits_for_it() -> None:
+    seen = samples(watching())
+    for name, values in (("headrace_model_requests_held", (2, 0)), ("headrace_model_memory_bytes", (700, 0))):
+        assert (seen[name, frozenset({("model", "a")})], seen[name, frozenset({("model", "b")})]) == values
+
+
+def test_what_happens_to_models_is_counted() -> None:
+    metrics = watching()
+    metrics.model_loaded(A, 4.0)
+    metrics.model_loaded(A, 6.0)
+    metrics.model_load_failed(B)
+    metrics.engine_died(A)
+    seen = samples(metrics)
+    assert seen["headrace_model_loads_total", frozenset({("model", "a"), ("outcome", "ready")})] == 2
+    assert seen["headrace_model_loads_total", frozenset({("model", "b"), ("outcome", "failed")})] == 1
+    assert seen["headrace_engine_deaths_total", frozenset({("model", "a")})] == 1
+    assert seen["headrace_model_load_seconds_sum", frozenset({("model", "a")})] == 10
+    assert seen["headrace_model_load_seconds_count", frozenset({("model", "a")})] == 2
+
+
+def test_the_server_tells_of_its_budget_and_its_end_and_counts_from_nought() -> None:
+    clock, is_draining = Clock(), False
+    metrics = Metrics(clock)
+    metrics.watch_server(models=[A], memory_budget_bytes=9000, is_draining=lambda: is_draining)
+    seen = samples(metrics)
+    assert seen["headrace_memory_budget_bytes", frozenset()] == 9000
+    assert seen["headrace_draining", frozenset()] == 0
+    assert seen["headrace_engine_deaths_total", frozenset({("model", "a")})] == 0
+    for outcome in ("ready", "failed"):
+        assert seen["headrace_model_loads_total", frozenset({("model", "a"), ("outcome", outcome)})] == 0
+    is_draining = True
+    clock.now += 1
+    assert samples(metrics)["headrace_draining", frozenset()] == 1
+
+
+def test_where_memory_is_not_bounded_there_is_no_budget() -> None:
+    metrics = Metrics(Clock())
+    metrics.watch_server(models=[], memory_budget_bytes=None, is_draining=lambda: False)
+    assert ("headrace_memory_budget_bytes", frozenset()) not in samples(metrics)
 
 
 def test_two_scrapes_within_half_a_second_cost_one_and_a_later_one_is_fresh() -> None:

@@ -21,7 +21,7 @@ from headrace_server.tenancy.keys import EVERYONE
 from tests.fakes.engine import FakeEngine, FakeStream, Hold, frame
 from tests.fakes.engine_requests import frames_of
 from tests.fakes.generation import FakeDeltas, generation, said
-from tests.fakes.server import ALIAS, MODEL, Stage, build_stage, serve_app
+from tests.fakes.server import ALIAS, MODEL, Stage, build_stage, running, serve_app
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -251,11 +251,14 @@ class TestSeat:
 class TestTicketsOfRequests:
     """The ticket goes with the lease."""
 
-    async def begin(self, engine: FakeEngine) -> tuple[Stage, Gate]:
+    @asynccontextmanager
+    async def begin(self, engine: FakeEngine) -> AsyncIterator[tuple[Stage, Gate]]:
         gate = Gate()
         stage = build_stage(engine, admission=gate)
-        await stage.runtime.pool.load_all()
-        return stage, gate
+        async with running(stage.runtime.pool) as pool:
+            await pool.until_settled()
+            yield stage, gate
+            assert self.held(stage, gate) == (0, 0)
 
     def held(self, stage: Stage, gate: Gate) -> tuple[int, int]:
         """Tickets and leases."""
@@ -263,115 +266,116 @@ class TestTicketsOfRequests:
 
     async def test_it_is_asked_for_under_the_models_id_and_held_while_the_engine_works(self) -> None:
         hold = Hold()
-        stage, gate = await self.begin(FakeEngine([hold]))
-        call = asyncio.create_task(stage.runtime.inference.submit(request(ALIAS)))
-        await gate.entered.wait()
-        assert not hold.entered.is_set()
-        assert self.held(stage, gate) == (0, 1)
-        gate.let_in()
-        await hold.entered.wait()
-        assert self.held(stage, gate) == (1, 1)
-        assert [asked.model for asked, _ in gate.asked] == [MODEL]
-        hold.go_on.set()
-        await call
-        assert self.held(stage, gate) == (0, 0)
+        async with self.begin(FakeEngine([hold])) as (stage, gate):
+            call = asyncio.create_task(stage.runtime.inference.submit(request(ALIAS)))
+            await gate.entered.wait()
+            assert not hold.entered.is_set()
+            assert self.held(stage, gate) == (0, 1)
+            gate.let_in()
+            await hold.entered.wait()
+            assert self.held(stage, gate) == (1, 1)
+            assert [asked.model for asked, _ in gate.asked] == [MODEL]
+            hold.go_on.set()
+            await call
+            assert self.held(stage, gate) == (0, 0)
 
     @pytest.mark.parametrize("failure", [EngineDown("gone"), ZeroDivisionError()])
     async def test_a_failing_engine_gives_it_back(self, failure: Exception) -> None:
-        stage, gate = await self.begin(FakeEngine([failure]))
-        call = asyncio.create_task(stage.runtime.inference.submit(request()))
-        await gate.entered.wait()
-        gate.let_in()
-        with pytest.raises(type(failure)):
-            await call
-        assert self.held(stage, gate) == (0, 0)
+        async with self.begin(FakeEngine([failure])) as (stage, gate):
+            call = asyncio.create_task(stage.runtime.inference.submit(request()))
+            await gate.entered.wait()
+            gate.let_in()
+            with pytest.raises(type(failure)):
+                await call
+            assert self.held(stage, gate) == (0, 0)
 
     @pytest.mark.parametrize("refusal", [Contended("later"), DeadlineExpired("too late")])
     @pytest.mark.parametrize("stream", [True, False])
     async def test_a_refusal_is_the_answer_and_gives_the_lease_back(self, refusal: RequestError, stream: bool) -> None:
-        stage, gate = await self.begin(FakeEngine())
-        call = asyncio.create_task(stage.runtime.inference.submit(request(stream=stream)))
-        await gate.entered.wait()
-        gate.refuse(refusal)
-        with pytest.raises(RequestError) as caught:
-            await call
-        assert caught.value is refusal
-        assert self.held(stage, gate) == (0, 0)
+        async with self.begin(FakeEngine()) as (stage, gate):
+            call = asyncio.create_task(stage.runtime.inference.submit(request(stream=stream)))
+            await gate.entered.wait()
+            gate.refuse(refusal)
+            with pytest.raises(RequestError) as caught:
+                await call
+            assert caught.value is refusal
+            assert self.held(stage, gate) == (0, 0)
 
     async def test_a_call_that_is_cancelled_while_it_waits_is_withdrawn(self) -> None:
-        stage, gate = await self.begin(FakeEngine())
-        call = asyncio.create_task(stage.runtime.inference.submit(request()))
-        await gate.entered.wait()
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        assert gate.withdrawn.is_set()
-        assert self.held(stage, gate) == (0, 0)
+        async with self.begin(FakeEngine()) as (stage, gate):
+            call = asyncio.create_task(stage.runtime.inference.submit(request()))
+            await gate.entered.wait()
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert gate.withdrawn.is_set()
+            assert self.held(stage, gate) == (0, 0)
 
     async def test_a_generation_in_one_piece_gives_it_back_with_its_end_its_failure_or_its_cancellation(self) -> None:
         failing, endless = FakeDeltas(), FakeDeltas([Delta(0, "a", 1)])
         failing.fail(EngineDown("gone"))
         for deltas in (said([Delta(0, "a", 1, "stop")]), said([Delta(0, "a", 1)]), failing, endless):
-            stage, gate = await self.begin(FakeEngine([generation(deltas)]))
-            call = asyncio.create_task(stage.runtime.inference.submit(request()))
+            async with self.begin(FakeEngine([generation(deltas)])) as (stage, gate):
+                call = asyncio.create_task(stage.runtime.inference.submit(request()))
+                await gate.entered.wait()
+                gate.let_in()
+                if deltas is endless:
+                    await deltas.asked.wait()
+                    assert self.held(stage, gate) == (1, 1)
+                    call.cancel()
+                await asyncio.wait({call})
+                assert self.held(stage, gate) == (0, 0)
+                assert deltas.closed.is_set()
+
+    @asynccontextmanager
+    async def streamed(self, deltas: FakeDeltas) -> AsyncIterator[tuple[StreamReply, Stage, Gate]]:
+        async with self.begin(FakeEngine([generation(deltas)])) as (stage, gate):
+            call = asyncio.create_task(stage.runtime.inference.submit(request(stream=True)))
             await gate.entered.wait()
             gate.let_in()
-            if deltas is endless:
-                await deltas.asked.wait()
-                assert self.held(stage, gate) == (1, 1)
-                call.cancel()
-            await asyncio.wait({call})
-            assert self.held(stage, gate) == (0, 0)
-            assert deltas.closed.is_set()
-
-    async def streamed(self, deltas: FakeDeltas) -> tuple[StreamReply, Stage, Gate]:
-        stage, gate = await self.begin(FakeEngine([generation(deltas)]))
-        call = asyncio.create_task(stage.runtime.inference.submit(request(stream=True)))
-        await gate.entered.wait()
-        gate.let_in()
-        reply = await call
-        assert isinstance(reply, StreamReply)
-        assert self.held(stage, gate) == (1, 1)
-        return reply, stage, gate
+            reply = await call
+            assert isinstance(reply, StreamReply)
+            assert self.held(stage, gate) == (1, 1)
+            yield reply, stage, gate
 
     async def test_a_stream_that_is_read_to_its_end_gives_it_back(self) -> None:
-        reply, stage, gate = await self.streamed(said([Delta(0, "a", 1, "stop")]))
-        events = aiter(reply.events)
-        await anext(events)
-        assert self.held(stage, gate) == (1, 1)
-        assert await anext(events) == b"data: [DONE]\n\n"
-        assert [event async for event in events] == []
-        assert self.held(stage, gate) == (0, 0)
+        async with self.streamed(said([Delta(0, "a", 1, "stop")])) as (reply, stage, gate):
+            events = aiter(reply.events)
+            await anext(events)
+            assert self.held(stage, gate) == (1, 1)
+            assert await anext(events) == b"data: [DONE]\n\n"
+            assert [event async for event in events] == []
+            assert self.held(stage, gate) == (0, 0)
 
     async def test_a_stream_that_fails_gives_it_back(self) -> None:
-        reply, stage, gate = await self.streamed(said([Delta(0, "a", 1)]))
-        events = aiter(reply.events)
-        await anext(events)
-        with pytest.raises(RequestError):
+        async with self.streamed(said([Delta(0, "a", 1)])) as (reply, stage, gate):
+            events = aiter(reply.events)
             await anext(events)
-        assert self.held(stage, gate) == (0, 0)
+            with pytest.raises(RequestError):
+                await anext(events)
+            assert self.held(stage, gate) == (0, 0)
 
     @pytest.mark.parametrize("num_reads", [0, 1])
     async def test_a_stream_that_is_closed_gives_it_back_even_if_it_was_never_read(self, num_reads: int) -> None:
         deltas = FakeDeltas([Delta(0, "a", 1)])
-        reply, stage, gate = await self.streamed(deltas)
-        for _ in range(num_reads):
-            await anext(aiter(reply.events))
-        await reply.events.aclose()
-        assert self.held(stage, gate) == (0, 0)
-        assert deltas.was_aborted
-        assert deltas.num_asked == num_reads
+        async with self.streamed(deltas) as (reply, stage, gate):
+            for _ in range(num_reads):
+                await anext(aiter(reply.events))
+            await reply.events.aclose()
+            assert self.held(stage, gate) == (0, 0)
+            assert deltas.was_aborted
+            assert deltas.num_asked == num_reads
 
     async def test_a_read_that_is_cancelled_gives_it_back(self) -> None:
         deltas = FakeDeltas()
-        reply, stage, gate = await self.streamed(deltas)
-        read = asyncio.ensure_future(anext(aiter(reply.events)))
-        await deltas.asked.wait()
-        read.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await read
-        await reply.events.aclose()
-        assert self.held(stage, gate) == (0, 0)
+        async with self.streamed(deltas) as (reply, stage, gate):
+            read = asyncio.ensure_future(anext(aiter(reply.events)))
+            await deltas.asked.wait()
+            read.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await read
+            await reply.events.aclose()
+            assert self.held(stage, gate) == (0, 0)
 
 
 # ------------------------------------------------------------------------------------------------------ over HTTP

@@ -1,10 +1,10 @@
-"""What `headrace serve` tells the terminal."""
+"""What `headrace serve` tells the terminal once it is ready."""
 
 import json
 import re
 import shlex
 
-from headrace_server.cli.serving import ready_line
+from headrace_server.cli.ready_line import ready_line
 from headrace_server.domain import GENERATING, POOLING, ModelId, ModelState, ModelStatus, Operation
 
 
@@ -20,7 +20,7 @@ def tried(line: str) -> tuple[str, dict[str, object]]:
 
 
 def test_the_ready_line_chats_with_a_model_that_chats_wherever_it_stands() -> None:
-    line = ready_line("http://127.0.0.1:1", [ready("vectors", POOLING), ready("talker", GENERATING)], 1.0)
+    line = ready_line("http://127.0.0.1:1", [ready("vectors", POOLING), ready("talker", GENERATING)], [], 1.0)
     address, body = tried(line)
 
     assert address == "http://127.0.0.1:1/v1/chat/completions"
@@ -30,7 +30,25 @@ def test_the_ready_line_chats_with_a_model_that_chats_wherever_it_stands() -> No
 
 
 def test_the_ready_line_embeds_where_nothing_chats() -> None:
-    address, body = tried(ready_line("http://127.0.0.1:1", [ready("vectors", POOLING)], 1.0))
+    address, body = tried(ready_line("http://127.0.0.1:1", [ready("vectors", POOLING)], [], 1.0))
 
     assert address == "http://127.0.0.1:1/v1/embeddings"
     assert body == {"model": "vectors", "input": "water"}
+
+
+def cold(name: str) -> ModelStatus:
+    return ModelStatus(ModelId(name), ModelState.COLD, source="", created=0)
+
+
+def test_models_on_demand_are_counted_and_what_is_ready_is_tried() -> None:
+    line = ready_line("http://127.0.0.1:1", [ready("vectors", POOLING)], [cold("a"), cold("b")], 1.0)
+    assert "/v1 with vectors and 2 on demand after 1.0 s; try: " in line
+    assert tried(line)[1]["model"] == "vectors"
+
+
+def test_where_everything_is_on_demand_the_first_is_tried() -> None:
+    line = ready_line("http://127.0.0.1:1", [], [cold("a"), cold("b")], 0.1)
+    assert "/v1 with 2 on demand after 0.1 s; try: " in line
+    address, body = tried(line)
+    assert address == "http://127.0.0.1:1/v1/chat/completions"
+    assert body["model"] == "a"
