@@ -1,0 +1,149 @@
+"""What it costs to start, swap, lose and share engines, against targets and beside vLLM's own server.
+
+    python loadtests/bench_swap.py [--rows NAME,...] [--runs N] [--no-peers] [--results FOLDER]
+
+Rows follow one another; in each of them the sides take turns. It is bounded in time, every process that it starts ends
+with it, and its files, the model cache included, lie in one temporary folder. A run that was not interrupted is written
+to the results folder.
+
+Exit codes: 0 measured (whether targets are met stands in the table), 1 a row failed, 2 usage, 130 interrupted.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+if not __package__:  # run as a script: find the package, not its modules
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from headrace_models.errors import ModelError
+from headrace_server.bench import document
+from headrace_server.bench.machine import commit, is_busy, machine
+from headrace_server.bench.report import open_console
+from headrace_server.errors import HeadraceError
+from loadtests.bench_report import without_paths
+from loadtests.cache_findings import first_line
+from loadtests.command_line import positive, run_measurement
+from loadtests.swap import report
+from loadtests.swap.findings import Findings
+from loadtests.swap.rows import MEASUREMENTS, RowName
+from loadtests.swap.setting import Setting
+from loadtests.swap.subjects import MODELS, engine_lines
+
+RESULTS = Path(__file__).resolve().with_name("results")
+
+_MOST_ROW_SECONDS = 900.0
+_LEAST_WIDTH_OF_FILES = 120
+
+progress = Console(stderr=True, highlight=False, markup=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line."""
+
+    rows: tuple[RowName, ...]
+    folder: Path
+    num_runs: int = 3
+    with_peers: bool = True
+
+
+@dataclass(slots=True)
+class Results:
+    """What has been measured so far."""
+
+    found: dict[str, Findings]
+    failed: dict[str, str]
+    asked: dict[str, object]
+
+
+async def measure(options: Options, results: Results) -> None:
+    """All rows; a row that fails is told in `failed`, and the next one goes on. Raises HeadraceError."""
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-", ignore_cleanup_errors=True) as scratch:
+        progress.print("preparing the models")
+        cache = Path(scratch) / "cache"
+        lines = await engine_lines(MODELS, cache)
+        results.asked["engine_arguments"] = {model: without_paths(line) for model, line in lines.items()}
+        setting = Setting(Path(scratch), cache, lines, options.num_runs, progress.print, options.with_peers)
+        for row in options.rows:
+            await _measure_row(row, setting, results)
+
+
+async def _measure_row(row: RowName, setting: Setting, results: Results) -> None:
+    progress.print(f"{row}:")
+    began = time.monotonic()
+    try:
+        results.found[row] = await asyncio.wait_for(MEASUREMENTS[row](setting), _MOST_ROW_SECONDS)
+    except (HeadraceError, ModelError, TimeoutError) as error:
+        results.failed[row] = first_line(error)
+        progress.print(f"  failed: {error}", soft_wrap=True)
+    progress.print(f"  {time.monotonic() - began:.0f} s")
+
+
+async def measure_and_report(options: Options) -> None:
+    """The whole run: prints the table, and writes the file unless it is interrupted.
+
+    Raises:
+        HeadraceError: a row failed; the others are written all the same.
+    """
+    began, measured_on = datetime.now(UTC), machine()
+    results = Results({}, {}, {"num_runs": options.num_runs, "was_busy": is_busy()})
+    if results.asked["was_busy"]:
+        progress.print(f"this machine is busy (load {measured_on['load_average_1min']}): expect noise")
+    if (commit() or "").endswith("-dirty"):
+        progress.print("files differ from the commit: the result says so")
+    try:
+        await measure(options, results)
+    finally:
+        _show(results.found)
+    path = report.path_in(options.folder)
+    asked = {**results.asked, "failed": results.failed}
+    document.save(report.content(results.found, asked, began=began, measured_on=measured_on), path)
+    progress.print(f"written to {path}", soft_wrap=True)
+    if results.failed:
+        raise HeadraceError(f"not measured: {', '.join(results.failed)}")
+
+
+def _show(found: dict[str, Findings]) -> None:
+    console = open_console()
+    if not console.is_terminal:
+        console.width = max(console.width, _LEAST_WIDTH_OF_FILES)
+    if found:
+        console.print(report.table(found))
+    for remark in report.remarks(found):
+        console.print(remark, soft_wrap=True, markup=False)
+
+
+def parse_options(arguments: list[str]) -> Options:
+    """Read the command line; exits with 2 where it is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rows", type=_rows, default=tuple(RowName), metavar="NAME,...", help="default: all of them")
+    parser.add_argument("--runs", type=positive, default=3, metavar="N", help="of each side; default: 3")
+    parser.add_argument("--no-peers", action="store_true", help="measure Headrace alone")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="for the file")
+    read = parser.parse_args(arguments)
+    return Options(read.rows, read.results, read.runs, with_peers=not read.no_peers)
+
+
+def _rows(text: str) -> tuple[RowName, ...]:
+    """The rows that are named, in their own order."""
+    names = {name.strip() for name in text.split(",")}
+    if unknown := names - set(RowName):
+        raise argparse.ArgumentTypeError(f"no such row: {', '.join(sorted(unknown))} (there are {', '.join(RowName)})")
+    return tuple(row for row in RowName if row in names)
+
+
+def main() -> int:
+    options = parse_options(sys.argv[1:])
+    return run_measurement(lambda: measure_and_report(options), results=options.folder, prepare=lambda _stack: None)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
