@@ -66,6 +66,7 @@ async def bystander(scratch: Path) -> AsyncIterator[VllmEngine]:
     await asyncio.gather(*(asyncio.to_thread(barrier.wait) for _ in range(NUM_THREADS)))
     engine = engine_of(scratch, cpus="1")
     await engine.start()
+    await answer(engine)  # its own thread is there, too
     yield engine
     await engine.close()
 

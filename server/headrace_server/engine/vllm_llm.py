@@ -26,6 +26,7 @@ class EngineLlm(AsyncLLM):
         functions that hold them (48 MB an engine for SmolLM2). Blocks; not on the event loop."""
         super().shutdown(timeout)
         func_utils._supports_kw.cache_clear()
+        self.engine_core.resources.ctx.term()  # its threads; the sockets are closed by the event loop meanwhile
 
     def __del__(self) -> None:
         """Shutting down is for who made it."""

@@ -5,12 +5,14 @@ others, and that heartbeats are cheap. And an end: EngineCore and workers end wi
 server that is killed cannot stop them, and vLLM's own processes otherwise live on and hold their memory.
 """
 
-import math
 import multiprocessing
 import os
 import threading
+import time
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+_MOMENT_SECONDS = 0.1
 
 HEARTBEAT = "check_health"
 """The worker's method that a heartbeat calls; vLLM's own, which does nothing but answer."""
@@ -31,7 +33,7 @@ def register() -> None:
 def _rest_after_heartbeats() -> None:
     """A worker asks for its next message without pause for 1 s after the last one, which keeps decoding fast: with
     0.05 s it was 11 % slower. After a heartbeat it is not to, or one every 2.5 s takes 40 % of a processor from an idle
-    engine."""
+    engine. It still asks for a moment: a worker that sleeps between two steps may miss that it is woken, for 5 s."""
     from vllm.v1.executor.multiproc_executor import WorkerProc
 
     execute = WorkerProc._execute_worker_rpc
@@ -39,7 +41,8 @@ def _rest_after_heartbeats() -> None:
     def execute_and_rest(worker: Any, request: Any) -> None:
         execute(worker, request)
         if request[0] == HEARTBEAT:
-            worker.rpc_broadcast_mq._spin_condition.last_read = -math.inf
+            waiting = worker.rpc_broadcast_mq._spin_condition
+            waiting.last_read = time.monotonic() - waiting.busy_loop_s + _MOMENT_SECONDS
 
     WorkerProc._execute_worker_rpc = execute_and_rest
 

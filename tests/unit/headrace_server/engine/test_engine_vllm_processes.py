@@ -1,5 +1,6 @@
 """How an engine's processes start and end, with processes that have nothing of vLLM's in them."""
 
+import gc
 import logging
 import os
 import signal
@@ -19,7 +20,7 @@ from headrace_server.engine.vllm_forkserver import ForkServer, ForkServerUnusabl
 from headrace_server.engine.vllm_lives import Life, birth_mark, life_of
 from headrace_server.engine.vllm_process_group import ProcessGroup
 from headrace_server.engine.vllm_processes import EngineContext, Seam, StartClosed, warn_of_slow_start
-from tests.fakes.light_fork_server import PROBLEM
+from tests.fakes.light_fork_server import IMPORT_SECONDS, PROBLEM
 
 MODULE = "tests.fakes.light_fork_server"
 SECONDS = 20
@@ -81,7 +82,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 def describe(pipe: Connection) -> None:
     parent = parent_process()
-    pipe.send((os.environ.get(VARIABLE), parent and parent.pid, tempfile.gettempdir()))
+    pipe.send((os.environ.get(VARIABLE), parent and parent.pid, tempfile.gettempdir(), gc.isenabled()))
     sys.exit(3)
 
 
@@ -103,7 +104,7 @@ def test_a_process_has_its_engines_variables_and_is_a_child_of_who_started_it(
     seam.variables = {VARIABLE: "of the engine", "TMPDIR": str(group.folder)}
     monkeypatch.setenv(VARIABLE, "of the server")
     process, said = child(seam, describe)
-    assert said.recv() == ("of the engine", os.getpid(), str(group.folder))
+    assert said.recv() == ("of the engine", os.getpid(), str(group.folder), True)
     assert ended(process) == 3
     assert os.environ[VARIABLE] == "of the server"
 
@@ -133,6 +134,14 @@ def test_the_end_of_a_group_ends_every_process_and_leaves_nothing(
     assert ended(process) == -signal.SIGKILL
     assert not Path("/dev/shm", name).exists()
     assert not group.folder.exists()
+
+
+def test_a_process_that_its_parent_ends_leaves_no_shared_memory(seam: Seam) -> None:
+    process, said = child(seam, share)
+    name = said.recv()
+    process.terminate()
+    assert not Path("/dev/shm", name).exists()
+    assert ended(process) == -signal.SIGKILL
 
 
 def test_a_process_that_has_ended_breaks_its_group(seam: Seam, group: ProcessGroup) -> None:
@@ -227,15 +236,29 @@ def test_a_fork_server_that_does_not_come_up_says_so(scratch: Path) -> None:
         ForkServer(scratch).address()
 
 
-def test_a_fork_server_ends_with_its_owner(scratch: Path) -> None:
+@pytest.mark.parametrize("import_seconds", [0, 60])
+def test_a_fork_server_ends_with_its_owner_while_it_imports_too(scratch: Path, import_seconds: int) -> None:
     script = (
         "import os, sys; from pathlib import Path; from headrace_server.engine.vllm_forkserver import ForkServer\n"
-        f"server = ForkServer(Path(sys.argv[1]), {MODULE!r}); server.start(os.environ); server.address()\n"
-        "print(server.pid, flush=True); os.kill(os.getpid(), 9)"
+        f"server = ForkServer(Path(sys.argv[1]), {MODULE!r}); server.start(os.environ)\n"
+        "print(server.pid, flush=True); sys.stdin.read(); os.kill(os.getpid(), 9)"
     )
-    owner = subprocess.run([sys.executable, "-c", script, str(scratch)], stdout=subprocess.PIPE, check=False)
-    server = int(owner.stdout)
-    wait_until(lambda: life_of(server) is Life.GONE)
+    environment = {**os.environ, IMPORT_SECONDS: str(import_seconds)}
+    command = [sys.executable, "-c", script, str(scratch)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as owner:
+        assert owner.stdin is not None
+        assert owner.stdout is not None
+        server = int(owner.stdout.readline())
+        wait_until(lambda: _heeds_its_owner(server))
+        owner.stdin.close()
+        wait_until(lambda: life_of(server) is Life.GONE)
+
+
+def _heeds_its_owner(server: int) -> bool:
+    """Whether it has come so far that it ignores SIGTERM."""
+    status = Path(f"/proc/{server}/status").read_text()
+    ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+    return bool(ignored & 1 << signal.SIGTERM - 1)
 
 
 def test_a_process_is_told_from_a_later_one_with_its_id(group: ProcessGroup) -> None:
