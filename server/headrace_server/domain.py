@@ -130,7 +130,8 @@ class ModelStatus:
     `num_leases` requests use it, `num_held` wait for it. `memory_bytes` is what it takes of the memory budget, None
     while it takes none. `idle_seconds`: since its last use, None while it is in use or not in memory. `eta_seconds`:
     until it is expected to serve, None where nobody is bringing it up or nothing is known. `retry_in_seconds`: until a
-    model that failed may be tried again. `is_restarting`: it is on its way because its engine died or hung.
+    model that failed may be tried again. `is_restarting`: its engine died, hung or did not start, and it
+    has not been ready since.
     `keep_alive_seconds`: how long it stays in memory unused, None: until its memory is needed.
     """
 

@@ -31,7 +31,8 @@ class Resident:
         serving_since: when it became ready.
         idle_since: when its last lease ended, or when it became ready.
         keep_alive_seconds: how long it may be idle; None: until the memory is needed.
-        is_waiting: while it starts: for weights that are on their way, so that its start slows no other one down.
+        is_waiting: while it starts: for weights that are on their way, or it has been starting for so long that others
+            should not wait for it.
     """
 
     model: ModelId

@@ -23,7 +23,7 @@ MODELS = (CHAT, CHAT32, EMBED)
 NUM_PLACES = 2
 MIB = 1 << 20
 # Holds any two, and not three, by estimates and measurements; what is measured differs by 100 MiB from start to start.
-BUDGET_MIB = 3240
+BUDGET_MIB = 2930
 CONFIG = f"""
 engine: {{memory_budget_bytes: {BUDGET_MIB * MIB}}}
 telemetry: {{log_format: json}}

@@ -110,7 +110,7 @@ def fork_server_pid() -> int | None:
 
 def processes_of(scratch: Path) -> dict[str, psutil.Process]:
     """EngineCore and worker of the engine that started last."""
-    folder = max((path for path in scratch.iterdir() if path.is_dir()), key=lambda path: path.stat().st_ctime_ns)
+    folder = max(scratch.glob("e[0-9]*"), key=lambda path: path.stat().st_ctime_ns)
     found = [psutil.Process(int(path.name)) for path in folder.iterdir() if path.name.isdigit()]
     return {process.cmdline()[0].partition("::")[2].split("_")[0]: process for process in found}
 

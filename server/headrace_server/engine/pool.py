@@ -264,7 +264,8 @@ class EnginePool:
     async def _sleep(self, look_again_at: float | None) -> None:
         """Until something happens, or it is time to look again."""
         retries = [slot.retry_at for slot in self._slots.values() if slot.retry_at is not None and slot.is_wished]
-        times = [when for when in (look_again_at, *retries) if when is not None]
+        starts = [when for slot in self._slots.values() if (when := slot.starts_long_at) is not None]
+        times = [when for when in (look_again_at, *retries, *starts) if when is not None]
         with suppress(TimeoutError):
             async with asyncio.timeout_at(min(times) if times else None):
                 await self._woken.wait()

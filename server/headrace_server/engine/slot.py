@@ -20,6 +20,7 @@ from headrace_server.residency import Phase, Resident, RestartPolicy
 logger = logging.getLogger(__name__)
 
 _LONG_FETCH_SECONDS = 10.0  # more than an engine needs to come up; nobody else has to wait for the end of it
+_LONG_START_SECONDS = 60.0  # so is this: it compiles, or hangs
 
 OnChange: TypeAlias = Callable[[ModelStatus], None]
 
@@ -167,6 +168,11 @@ class Slot:
         self._waiters.clear()
         return waiters
 
+    def take_memory(self, num_bytes: int) -> None:
+        """The memory is the model's; its engine starts."""
+        self.phase, self.memory_bytes = Phase.STARTING, num_bytes
+        self._loading_since = self._clock()
+
     def begin_loading(self, detail: str = "") -> None:
         """The engine starts now."""
         self._loading_since = self._clock()
@@ -200,7 +206,7 @@ class Slot:
     def leave_memory(self, state: ModelState, detail: str = "") -> None:
         """Nothing of the model is in memory any more."""
         self.engine, self.phase, self.memory_bytes, self.cpus = None, None, 0, None
-        self.is_tried, self.is_restarting = True, False
+        self.is_tried, self.is_restarting = True, state is ModelState.FAILED
         self.enter(state, detail)
 
     def report_death(self, engine: Engine) -> None:
@@ -243,8 +249,19 @@ class Slot:
             self._serving_since,
             self._idle_since,
             self.entry.keep_alive_seconds,
-            is_waiting=weights is not None and (weights.eta_seconds or 0.0) > _LONG_FETCH_SECONDS,
+            is_waiting=self._starts_long()
+            or (weights is not None and (weights.eta_seconds or 0.0) > _LONG_FETCH_SECONDS),
         )
+
+    @property
+    def starts_long_at(self) -> float | None:
+        """When others need not wait for this start any longer; None: they need not, or there is none."""
+        if self.state is not ModelState.LOADING or self.phase is not Phase.STARTING or self._starts_long():
+            return None
+        return self._loading_since + _LONG_START_SECONDS
+
+    def _starts_long(self) -> bool:
+        return self._clock() >= self._loading_since + _LONG_START_SECONDS
 
     def status(self) -> ModelStatus:
         """The model as people and programs are told of it."""

@@ -19,7 +19,7 @@ from headrace_server.engine.finishing import ended, finished
 from headrace_server.engine.slot import Slot
 from headrace_server.engine.watch import Watch
 from headrace_server.errors import EngineDown, EngineFault, HeadraceError, NoRoomForModel, RequestError
-from headrace_server.residency import NoRoom, Phase, Wanted
+from headrace_server.residency import NoRoom, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Stay:
 
     def place(self) -> None:
         """The memory is the model's from now on."""
-        self._slot.phase, self._slot.memory_bytes = Phase.STARTING, self._needed_bytes or 0
+        self._slot.take_memory(self._needed_bytes or 0)
         self._placed.set_result(None)
 
     def turn_down(self, no_room: NoRoom) -> None:

@@ -21,6 +21,8 @@ MODEL_KEY = "headrace_key"
 # Eager: compiling on a CPU costs 43 to 67 s at start-up and gains nothing measurable in decoding. An explicit KV
 # size skips vLLM's warm-up pass and stops it from reserving a share of all memory.
 CPU_DEFAULTS: Mapping[str, object] = {"enforce_eager": True, "kv_cache_memory_bytes": 1 * GIB}
+# vLLM's own default changes between releases; the memory budget counts with this one.
+GPU_DEFAULTS: Mapping[str, object] = {"gpu_memory_utilization": 0.9}
 
 
 def command_line(spec: EngineSpec, *, cpu: bool) -> list[str]:
@@ -31,7 +33,7 @@ def command_line(spec: EngineSpec, *, cpu: bool) -> list[str]:
     """
     if spec.directory is None:
         raise UsageError(f"model {spec.model!r}: the vllm engine needs a model directory")
-    arguments = {**(CPU_DEFAULTS if cpu else {}), **spec.arguments}
+    arguments = {**(CPU_DEFAULTS if cpu else GPU_DEFAULTS), **spec.arguments}
     names = [str(spec.model), *(str(alias) for alias in spec.aliases)]
     line = ["--model", str(spec.directory), "--served-model-name", *names, "--no-use-tqdm-on-load"]
     if arguments.get("tool_call_parser"):

@@ -11,11 +11,14 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _PREFIX = "v1-"
 _KEY_CHARS = 16
@@ -76,9 +79,22 @@ def opened_cache(cache: Path, key: str) -> Path | None:
     return None
 
 
-def drop_cache(folder: Path) -> None:
-    """Remove what has been kept, because an engine could not start on it."""
-    shutil.rmtree(folder, ignore_errors=True)
+def heal_cache(start: Callable[[], T], folder: Path | None, *, is_bad: Callable[[], bool]) -> T:
+    """What `start` comes to. Where it fails although something had been kept in `folder`, and `is_bad` thinks that this
+    may be why, it is called once more without that: torch fails on a damaged file where it does not miss it.
+
+    Raises:
+        Exception: whatever the last call has raised.
+    """
+    is_filled = folder is not None and folder.is_dir() and any(folder.iterdir())
+    try:
+        return start()
+    except Exception:
+        if folder is None or not is_filled or not is_bad():
+            raise
+        logger.warning("compile_cache_dropped", extra={"detail": str(folder)}, exc_info=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    return start()
 
 
 def _remove_others(cache: Path, key: str) -> None:

@@ -23,7 +23,7 @@ from headrace_server.engine.vllm_load_report import report_path, take_report
 from headrace_server.engine.vllm_memory import gpu_memory, machine_memory
 from headrace_server.engine.vllm_plugin import HEARTBEAT
 from headrace_server.engine.vllm_process_group import STOPPED, ProcessGroup
-from headrace_server.engine.vllm_processes import Seam
+from headrace_server.engine.vllm_processes import Seam, StartClosed
 from headrace_server.engine.vllm_start import Built, build, forks_for, preload
 from headrace_server.errors import EngineDied, EngineFault
 
@@ -58,19 +58,21 @@ class VllmEngine:
     async def start(self) -> EngineInfo:
         """See `Engine.start`."""
         try:
-            return await _unless(self._closed, self._start())
+            if self._closed.is_set():
+                raise StartClosed
+            self._processes = ProcessGroup(self._spec.scratch)
+            self._seam = Seam(self._processes.folder, forks_for(self._spec))
+            return await _unless(self._closed, self._start(self._seam))
         except (Exception, SystemExit) as error:  # vLLM's parser exits; its builders raise anything
             reason = "closed while it was starting" if self._closed.is_set() else self._reason(error)
             logger.exception("engine_start_failed", extra={"model": self._spec.model})
             raise EngineFault(f"the engine did not start: {reason}") from error
 
-    async def _start(self) -> EngineInfo:
-        self._processes = ProcessGroup(self._spec.scratch)
-        self._seam = Seam(self._processes.folder, forks_for(self._spec))
+    async def _start(self, seam: Seam) -> EngineInfo:
         # A thread of its own: it may wait for weights, and those that everybody shares are few.
         thread = ThreadPoolExecutor(1, thread_name_prefix="vllm-start")
         try:
-            built = await asyncio.get_running_loop().run_in_executor(thread, build, self._spec, self._seam)
+            built = await asyncio.get_running_loop().run_in_executor(thread, build, self._spec, seam)
         finally:
             thread.shutdown(wait=False)
         self._llm = built.llm

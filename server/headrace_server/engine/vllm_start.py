@@ -14,11 +14,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headrace_server.engine.base import EngineSpec
 from headrace_server.engine.vllm_arguments import command_line
-from headrace_server.engine.vllm_compile_cache import cache_key, opened_cache, software_facts, this_processor
+from headrace_server.engine.vllm_child import failure_path
+from headrace_server.engine.vllm_compile_cache import (
+    cache_key,
+    heal_cache,
+    opened_cache,
+    software_facts,
+    this_processor,
+)
 from headrace_server.engine.vllm_environment import (
     cache_variables,
     engine_variables,
@@ -26,6 +33,7 @@ from headrace_server.engine.vllm_environment import (
     set_defaults,
 )
 from headrace_server.engine.vllm_forkserver import ForkServer, ForkServerUnusable, fork_server
+from headrace_server.engine.vllm_load_report import report_path, take_report
 from headrace_server.engine.vllm_processes import Seam, StartClosed, starting, warn_of_slow_start
 
 if TYPE_CHECKING:
@@ -108,6 +116,21 @@ def build(spec: EngineSpec, seam: Seam) -> Built:
         SystemExit: so does its parser.
     """
     preload(spec.scratch, fast_start=spec.fast_start)
+    folder = None if spec.compile_cache is None else spec.compile_cache / _compile_key()
+
+    def is_bad() -> bool:
+        """Whether the failure may be the cache's: it was used, and it is not the weights that do not come."""
+        report = report_path(spec)
+        is_used = cache_variables(folder or Path()).items() <= seam.variables.items()
+        if seam.is_closed or not is_used or (report is not None and report.exists()):
+            return False
+        take_report(failure_path(seam.folder))
+        return True
+
+    return heal_cache(lambda: _built(spec, seam), folder, is_bad=is_bad)
+
+
+def _built(spec: EngineSpec, seam: Seam) -> Built:
     from vllm import envs
     from vllm.usage.usage_lib import UsageContext
 
@@ -150,13 +173,19 @@ def _configured(spec: EngineSpec, seam: Seam) -> "tuple[Namespace, VllmConfig]":
         num_ranks=config.parallel_config.local_world_size,
         eager_on_cpu=args.enforce_eager if cpu else None,
     )
-    seam.variables = variables | _cache_variables(spec, args, current_platform)
+    seam.variables = variables | _cache_variables(spec, args)
     return args, config
 
 
-def _cache_variables(spec: EngineSpec, args: Namespace, platform: Any) -> dict[str, str]:
+def _cache_variables(spec: EngineSpec, args: Namespace) -> dict[str, str]:
     if spec.compile_cache is None or args.enforce_eager:
         return {}
-    hardware = this_processor() if platform.is_cpu() else {"gpu": platform.get_device_name()}
-    folder = opened_cache(spec.compile_cache, cache_key(software_facts() | hardware))
+    folder = opened_cache(spec.compile_cache, _compile_key())
     return {} if folder is None else cache_variables(folder)
+
+
+def _compile_key() -> str:
+    from vllm.platforms import current_platform
+
+    hardware = this_processor() if current_platform.is_cpu() else {"gpu": current_platform.get_device_name()}
+    return cache_key(software_facts() | hardware)

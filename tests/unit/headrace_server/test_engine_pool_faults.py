@@ -302,6 +302,35 @@ async def test_requests_that_keep_finding_their_engine_dead_end_in_a_pause_and_n
 
 
 @virtually
+async def test_a_start_that_does_not_end_keeps_others_out_for_a_minute_and_no_longer() -> None:
+    room = room_of("a", "b")
+    room.next(A, gated())
+    async with room.open() as pool:
+        stuck = ask(pool, A)
+        await asyncio.sleep(1)
+        began = now()
+        await use(pool, B)
+        assert 50 < now() - began < 61
+        assert room.states() == {A: ModelState.LOADING, B: ModelState.READY}
+        stuck.cancel()
+
+
+@virtually
+async def test_a_model_that_failed_counts_as_restarting_until_it_serves() -> None:
+    room = room_of("a", at_startup=True)
+    room.next(A, failing())
+    seen: list[bool] = []
+    async with room.open() as pool:
+        await pool.until_settled()
+        while pool.status(A).state is not ModelState.READY:
+            seen.append(pool.status(A).is_restarting)
+            await asyncio.sleep(1)
+        assert seen
+        assert all(seen)
+        assert not pool.status(A).is_restarting
+
+
+@virtually
 async def test_an_upstream_that_is_away_fails_the_model_and_is_asked_all_the_same() -> None:
     room = room_of("a", "b")
     async with room.open() as pool:

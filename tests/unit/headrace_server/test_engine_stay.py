@@ -430,7 +430,7 @@ async def test_the_third_death_in_a_row_ends_the_stay_and_tells_everybody() -> N
     await scene.task
     scene.assert_over()
     assert (scene.slot.state, scene.slot.detail) == (ModelState.FAILED, "the engine of this model has stopped")
-    assert not scene.slot.status().is_restarting
+    assert scene.slot.status().is_restarting  # also on its next way, until it serves
 
 
 async def _until_serves(scene: Scene, engine: FakeEngine) -> None:

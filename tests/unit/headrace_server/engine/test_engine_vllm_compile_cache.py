@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from headrace_server.engine.vllm_compile_cache import (
     cache_key,
+    heal_cache,
     opened_cache,
     processor_facts,
     software_facts,
@@ -72,3 +73,51 @@ def test_a_cache_that_cannot_be_made_is_done_without(tmp_path: Path, caplog: pyt
     with caplog.at_level(logging.WARNING):
         assert opened_cache(tmp_path / "file", cache_key({})) is None
     assert [record.message for record in caplog.records] == ["compile_cache_off"]
+
+
+class Starts:
+    """An engine that fails on a cache that holds anything, as often as it is started."""
+
+    def __init__(self, folder: Path, *, always_fails: bool = False) -> None:
+        self._folder = folder
+        self._always_fails = always_fails
+        self.num_starts = 0
+
+    def start(self) -> str:
+        self.num_starts += 1
+        if self._always_fails or self._folder.is_dir():
+            raise RuntimeError("Failed to import")
+        return "up"
+
+
+def filled(folder: Path) -> Path:
+    (folder / "inductor").mkdir(parents=True)
+    return folder
+
+
+def test_a_start_that_fails_on_what_was_kept_is_tried_once_more_without_it(tmp_path: Path) -> None:
+    starts = Starts(filled(tmp_path / "v1"))
+    assert heal_cache(starts.start, tmp_path / "v1", is_bad=lambda: True) == "up"
+    assert starts.num_starts == 2
+
+
+def test_a_start_that_fails_without_it_too_fails(tmp_path: Path) -> None:
+    starts = Starts(filled(tmp_path / "v1"), always_fails=True)
+    with pytest.raises(RuntimeError):
+        heal_cache(starts.start, tmp_path / "v1", is_bad=lambda: True)
+    assert starts.num_starts == 2
+
+
+@pytest.mark.parametrize(("is_filled", "is_bad"), [(False, True), (True, False)])
+def test_a_start_that_fails_for_other_reasons_is_not_repeated(tmp_path: Path, *, is_filled: bool, is_bad: bool) -> None:
+    folder = filled(tmp_path / "v1") if is_filled else tmp_path / "v1"
+    starts = Starts(folder, always_fails=True)
+    with pytest.raises(RuntimeError):
+        heal_cache(starts.start, folder, is_bad=lambda: is_bad)
+    assert starts.num_starts == 1
+    assert folder.exists() == is_filled
+
+
+def test_without_a_cache_a_failure_is_one(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        heal_cache(Starts(tmp_path).start, None, is_bad=lambda: True)
