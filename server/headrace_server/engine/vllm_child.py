@@ -42,6 +42,10 @@ class Birth:
 
     def begin(self) -> None:
         """Put it in force in this process."""
+        with contextlib.suppress(ImportError):  # vLLM does without it
+            import setproctitle
+
+            setproctitle.getproctitle()  # it finds its place by the variables with which the process began
         os.environ.clear()
         os.environ.update(self.environment)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})

@@ -169,7 +169,7 @@ def _unfitness() -> str:
         import_module(name)
     from vllm.utils.system_utils import set_process_title
 
-    set_process_title("ForkServer")  # and children can set theirs: it has to be prepared before they change variables
+    set_process_title("ForkServer")
     gc.freeze()
     import torch
 
