@@ -39,7 +39,9 @@ def main() -> None:
 
 def _tell(**result: object) -> None:
     sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # vLLM leaves a thread of C++'s behind, and the end of the interpreter can abort because of it

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,31 +31,33 @@ def embedded(name: str) -> Path:
 
 @contextlib.contextmanager
 def starting(**arguments: Any) -> Iterator["subprocess.Popen[bytes]"]:
-    """vLLM in a process of its own."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.engine.loader_run"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    with process:
-        try:
-            process.stdin.write(json.dumps(arguments).encode())
-            process.stdin.close()
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
+    """vLLM in a process of its own; what it leaves in the folder for temporary files goes with that."""
+    with tempfile.TemporaryDirectory(prefix="hr-", ignore_cleanup_errors=True) as scratch:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.engine.loader_run"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": scratch},
+        )
+        assert process.stdin is not None
+        with process:
+            try:
+                process.stdin.write(json.dumps(arguments).encode())
+                process.stdin.close()
+                yield process
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, 9)
 
 
 def result(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
-    """What it printed last; vLLM's own lines come before."""
+    """What it found; the other lines are vLLM's."""
     assert process.stdout is not None
-    lines = process.stdout.read().decode().splitlines()
-    assert process.wait(START_SECONDS) == 0, "\n".join(lines[-20:])
-    found: dict[str, Any] = json.loads(lines[-1])
+    lines = process.stdout.read().decode(errors="replace").splitlines()
+    assert process.wait(START_SECONDS) == 0, "\n".join(lines[-40:])
+    found: dict[str, Any] = json.loads(next(line for line in lines if line.startswith('{"')))
     return found
 
 

@@ -159,6 +159,7 @@ class VllmEngine:
             await asyncio.to_thread(self._processes.end)
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
+            await asyncio.to_thread(llm.release)
             del llm
             await asyncio.to_thread(gc.collect)  # its sockets; objects of the import are left out, see `preload`
 

@@ -26,7 +26,11 @@ class EngineLlm(AsyncLLM):
         functions that hold them (48 MB an engine for SmolLM2). Blocks; not on the event loop."""
         super().shutdown(timeout)
         func_utils._supports_kw.cache_clear()
-        self.engine_core.resources.ctx.term()  # its threads; the sockets are closed by the event loop meanwhile
+
+    def release(self) -> None:
+        """Give back the threads behind its sockets. After `shutdown`, once the event loop has come round: it closes the
+        sockets. Blocks; not on the event loop."""
+        self.engine_core.resources.ctx.term()
 
     def __del__(self) -> None:
         """Shutting down is for who made it."""

@@ -151,6 +151,7 @@ def _built(spec: EngineSpec, seam: Seam) -> Built:
     envs.enable_envs_cache()  # as vLLM's own processes do; some are read for every token
     if seam.is_closed:
         llm.shutdown()
+        llm.release()
         raise StartClosed("closed while it was starting")
     return Built(llm, args, counters)
 

@@ -1,6 +1,7 @@
 """What can be configured. Every key is documented here and nowhere else: README's table is made from this file.
 
-Units are in the names. Unknown keys are refused, so a key exists here only once something obeys it.
+Units are in the names; bytes can be written as `3GiB` or `500MB`, too. Unknown keys are refused, so a key exists here
+only once something obeys it.
 """
 
 from enum import StrEnum
@@ -10,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -26,6 +28,7 @@ MIB = 1024**2
 
 _HOST = r"([A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\])"
 HostAndPort = Annotated[str, StringConstraints(pattern=rf"^{_HOST}(:[0-9]{{1,5}})?$")]
+Size = Annotated[ByteSize, Field(gt=0)]  # a number of bytes, or `3GiB`
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$")]
 
 
@@ -60,7 +63,7 @@ class ServerSettings(_Section):
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="serve `/metrics` without a key on this port too (same host)"
     )
-    max_body_bytes: PositiveInt = Field(8 * MIB, description="larger request bodies are refused with 413")
+    max_body_bytes: Size = Field(ByteSize(8 * MIB), description="larger request bodies are refused with 413")
     body_timeout_seconds: PositiveFloat = Field(30.0, description="a body that takes longer is refused with 408")
     header_hold_seconds: PositiveFloat = Field(
         15.0,
@@ -83,13 +86,13 @@ class CacheSettings(_Section):
     """The model cache."""
 
     dir: Path = Field(Path("~/.cache/headrace"), description="where models are kept")
-    max_bytes: PositiveInt | None = Field(
+    max_bytes: Size | None = Field(
         None, description="most bytes of fetched weights; the least recently used ones go first. Unset: the disk's size"
     )
     max_connections: PositiveInt | None = Field(
         None, description="most connections of a fetch at once; unset: what the source finds polite"
     )
-    bytes_per_second: PositiveInt | None = Field(None, description="most bytes that a fetch takes in a second")
+    bytes_per_second: Size | None = Field(None, description="most bytes that a fetch takes in a second")
     insecure_hosts: tuple[HostAndPort, ...] = Field(
         (), description="hosts (`host` or `host:port`) that may be spoken to over plain HTTP; loopback always may"
     )
@@ -98,7 +101,7 @@ class CacheSettings(_Section):
 class EngineSettings(_Section):
     """The engine pool: which models are in memory, and for how long."""
 
-    memory_budget_bytes: PositiveInt | None = Field(
+    memory_budget_bytes: Size | None = Field(
         None,
         description="memory for all engines together: of the GPUs where there are any, else of the machine. "
         "Unset: 0.9 of it",
@@ -164,7 +167,7 @@ class EngineArguments(_Section):
     max_model_len: PositiveInt | None = Field(None, description="context length in tokens")
     max_num_seqs: PositiveInt | None = Field(None, description="most sequences in one step")
     max_num_batched_tokens: PositiveInt | None = Field(None, description="most tokens in one step")
-    kv_cache_memory_bytes: PositiveInt | None = Field(None, description="KV-cache size; 1 GiB on CPU")
+    kv_cache_memory_bytes: Size | None = Field(None, description="KV-cache size; 1 GiB on CPU")
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="share of the GPU's memory to use")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = Field(None, description="computing precision")
     quantization: str | None = Field(None, description="quantization method")
@@ -208,7 +211,7 @@ class SyntheticArguments(_Section):
     max_model_len: PositiveInt = Field(8192, description="context length in tokens")
     max_num_seqs: PositiveInt = Field(256, description="requests served at once; others wait")
     load_seconds: float = Field(0.0, ge=0, description="how long a start takes")
-    memory_bytes: int = Field(0, ge=0, description="memory that it is counted with")
+    memory_bytes: ByteSize = Field(ByteSize(0), ge=0, description="memory that it is counted with")
     fail_after_tokens: PositiveInt | None = Field(None, description="fault: fail each request after so many tokens")
 
 

@@ -21,6 +21,7 @@ from headrace_server.engine.catalog_entry import CatalogEntry, Prepared
 from headrace_server.engine.pool import EnginePool
 from headrace_server.engine.registry import build_engine
 from headrace_server.engine.vllm_arguments import command_line
+from headrace_server.engine.vllm_start import unload
 from headrace_server.serving.admission import OpenAdmission
 from headrace_server.serving.drain import Drain
 from headrace_server.serving.inference import Inference
@@ -74,6 +75,7 @@ def engine_environment() -> Iterator[Path]:
     try:
         with TemporaryDirectory(prefix="hr-", ignore_cleanup_errors=True) as scratch:
             yield Path(scratch)
+            unload(Path(scratch))
     finally:
         os.environ.clear()
         os.environ.update(before)

@@ -112,6 +112,9 @@ def test_certificate_and_key_go_together() -> None:
         ("server", "header_hold_seconds", -1),
         ("server", "stalled_client_seconds", 0),
         ("cache", "max_bytes", 0),
+        ("cache", "max_bytes", "0 GiB"),
+        ("cache", "max_bytes", "-1 GiB"),
+        ("cache", "max_bytes", "1 parsec"),
         ("cache", "max_connections", 0),
         ("cache", "bytes_per_second", 0),
         ("cache", "insecure_hosts", ["http://models.example"]),
@@ -151,3 +154,11 @@ def sections(section: type[BaseModel] = Settings) -> set[type[BaseModel]]:
 def test_every_section_refuses_unknown_keys_and_never_changes(section: type[BaseModel]) -> None:
     assert section.model_config.get("extra") == "forbid"
     assert section.model_config.get("frozen") is True
+
+
+@pytest.mark.parametrize(
+    ("written", "num_bytes"), [(5, 5), ("5", 5), ("1KiB", 1024), ("3GiB", 3 * 1024**3), ("1.5 GB", 1_500_000_000)]
+)
+def test_a_number_of_bytes_can_have_a_unit(written: object, num_bytes: int) -> None:
+    settings = Settings.model_validate({"engine": {"memory_budget_bytes": written}})
+    assert settings.engine.memory_budget_bytes == num_bytes
