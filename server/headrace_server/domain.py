@@ -45,14 +45,58 @@ class Scope(StrEnum):
 
     INFERENCE = "inference"
     ADMIN = "admin"
+    GATEWAY = "gateway"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is asking, as far as a key or its absence shows."""
+    """Who is asking, as far as a key or its absence shows.
+
+    `key` names the key or token in logs and lists, never the secret. The scope GATEWAY: it may name the tenant that a
+    request is for.
+    """
 
     tenant: TenantId
     scopes: frozenset[Scope] = frozenset({Scope.INFERENCE})
+    key: str = ""
+
+
+class ServiceClass(StrEnum):
+    """How urgent a request is. A class gives way to those that stand before it."""
+
+    INTERACTIVE = "interactive"
+    STANDARD = "standard"
+    BATCH = "batch"
+
+    @property
+    def rank(self) -> int:
+        """0 for the most urgent."""
+        return _RANKS[self]
+
+
+_RANKS = {service_class: rank for rank, service_class in enumerate(ServiceClass)}
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """On what terms a tenant is served.
+
+    Attributes:
+        weight: its part of an engine beside those of others, while they all wait.
+        classes: what it may ask for.
+        models: the models that it may use; None: all.
+        max_concurrency: requests that may be in engines at a time; more wait. None: no bound.
+        tokens_per_minute: prompt tokens that were computed and output tokens; beyond them it is refused. None: no
+        bound. queue_share: the part of each of the queue's bounds that its requests may take, of 1.
+    """
+
+    id: TenantId
+    weight: float = 1.0
+    classes: frozenset[ServiceClass] = frozenset(ServiceClass)
+    models: frozenset[ModelId] | None = None
+    max_concurrency: int | None = None
+    tokens_per_minute: int | None = None
+    queue_share: float = 1.0
 
 
 class ModelState(Enum):
@@ -161,7 +205,8 @@ class EngineRequest:
 
     `payload` is the client's JSON object with unknown and refused fields removed; `model` is the name under which
     the engine serves the model, and already stands in the payload. `deadline` is on the event loop's clock; after it
-    nobody wants the answer any more.
+    nobody wants the answer any more. `num_bytes` is the size of its body. `cache_salt` separates what the engine may
+    reuse of earlier prompts; None: everybody shares.
     """
 
     operation: Operation
@@ -171,6 +216,9 @@ class EngineRequest:
     payload: JsonObject = field(repr=False)
     stream: bool = False
     deadline: float | None = None
+    service_class: ServiceClass = ServiceClass.STANDARD
+    num_bytes: int = 0
+    cache_salt: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,15 +263,17 @@ class Demand:
 
     `num_prompt_tokens` is over all prompts, None where the engine does not tokenise itself; `max_output_tokens` over
     all choices, None where neither the request nor the engine sets a bound. Of a request whose inputs vLLM hands to its
-    engine one by one (embeddings, rerank, score), it is the first input's.
+    engine one by one (embeddings, rerank, score), it is the first input's. `num_sequences`: choices of all prompts.
     """
 
     num_prompt_tokens: int | None
     max_output_tokens: int | None = None
+    num_sequences: int = 1
 
 
 class Seat(Protocol):
-    """A request's claim to be served. The engine takes it after tokenising and before any other work."""
+    """A request's claim to be served. The engine takes it after tokenising and before any other work, and says on it
+    what it does for the request. Both sayings are cheap and never fail."""
 
     async def take(self, demand: Demand) -> None:
         """Return once the request is admitted. One HTTP request is admitted once: further calls return at once.
@@ -232,12 +282,33 @@ class Seat(Protocol):
             Contended, Unavailable, DeadlineExpired: it is not admitted.
         """
 
+    def began(self, num_computed_tokens: int, num_cached_tokens: int) -> None:
+        """A prompt has been worked through: so many of its tokens were computed, so many were at hand. Said once for
+        each prompt, with its first token or vector."""
+
+    def generated(self, num_tokens: int) -> None:
+        """So many output tokens have come, of any choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCapacity:
+    """What an engine can take at a time; None where nobody knows.
+
+    `max_num_seqs` sequences in a step, `max_num_batched_tokens` tokens of prompts and sequences in a step,
+    `kv_cache_tokens` tokens of prompts and outputs in the KV cache.
+    """
+
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_tokens: int | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """An engine's own counters, read without asking its process. Totals count since the engine's start.
 
-    `kv_cache_usage` is a share of 1.
+    `kv_cache_usage` is a share of 1. A step computes `prefill_tokens` of prompts and one token of each sequence that
+    decodes (`decode_tokens`), and takes `step_seconds`; the three are 0 where the engine does not measure its steps.
     """
 
     num_requests_running: int = 0
@@ -245,3 +316,8 @@ class EngineStats:
     kv_cache_usage: float = 0.0
     prompt_tokens_total: int = 0
     generation_tokens_total: int = 0
+    num_steps_total: int = 0
+    step_seconds_total: float = 0.0
+    prefill_tokens_total: int = 0
+    decode_tokens_total: int = 0
+    num_preemptions_total: int = 0

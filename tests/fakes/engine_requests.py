@@ -43,13 +43,21 @@ def engine_request(operation: Operation, payload: Mapping[str, object], *, strea
 
 
 class OpenSeat:
-    """A seat that is free at once, and remembers what was asked for it."""
+    """A seat that is free at once, and remembers what was asked for it and said on it."""
 
     def __init__(self) -> None:
         self.demands: list[Demand] = []
+        self.prompts: list[tuple[int, int]] = []
+        self.num_generated = 0
 
     async def take(self, demand: Demand) -> None:
         self.demands.append(demand)
+
+    def began(self, num_computed_tokens: int, num_cached_tokens: int) -> None:
+        self.prompts.append((num_computed_tokens, num_cached_tokens))
+
+    def generated(self, num_tokens: int) -> None:
+        self.num_generated += num_tokens
 
 
 async def document(engine: Engine, operation: Operation, **payload: object) -> Any:

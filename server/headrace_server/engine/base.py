@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from headrace_server.domain import EngineReply, EngineRequest, EngineStats, ModelId, Operation, Seat
+from headrace_server.domain import EngineCapacity, EngineReply, EngineRequest, EngineStats, ModelId, Operation, Seat
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ class EngineInfo:
     operations: frozenset[Operation]
     max_model_len: int | None = None
     memory_bytes: int | None = None
+    capacity: EngineCapacity = EngineCapacity()
 
 
 class Engine(Protocol):

@@ -43,6 +43,14 @@ class SeatInUse:
             raise
         self.is_taken = True
 
+    def began(self, num_computed_tokens: int, num_cached_tokens: int) -> None:
+        """See `Seat.began`."""
+        self._seat.began(num_computed_tokens, num_cached_tokens)
+
+    def generated(self, num_tokens: int) -> None:
+        """See `Seat.generated`."""
+        self._seat.generated(num_tokens)
+
 
 _current: ContextVar[SeatInUse | None] = ContextVar("seat_in_use", default=None)
 

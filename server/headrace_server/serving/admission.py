@@ -79,6 +79,12 @@ class RequestSeat:
                 raise asyncio.CancelledError
             self._ticket = ticket
 
+    def began(self, num_computed_tokens: int, num_cached_tokens: int) -> None:
+        """See `domain.Seat.began`."""
+
+    def generated(self, num_tokens: int) -> None:
+        """See `domain.Seat.generated`."""
+
     def release(self) -> None:
         """Give the ticket back, if there is one; a second call does nothing."""
         self._is_over = True

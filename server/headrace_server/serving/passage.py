@@ -98,6 +98,14 @@ class Passage:
         await self._seat.take(demand)
         self._is_on_board = True
 
+    def began(self, num_computed_tokens: int, num_cached_tokens: int) -> None:
+        """See `domain.Seat.began`."""
+        self._seat.began(num_computed_tokens, num_cached_tokens)
+
+    def generated(self, num_tokens: int) -> None:
+        """See `domain.Seat.generated`."""
+        self._seat.generated(num_tokens)
+
     async def again(self, error: EngineDied) -> EventStream:
         """Another stream in the place of one that has sent nothing; see `reply`."""
         self._survive(error)

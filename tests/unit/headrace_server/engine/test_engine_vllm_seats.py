@@ -35,6 +35,12 @@ class ClosedSeat:
     async def take(self, demand: Demand) -> None:
         raise REFUSAL
 
+    def began(self, num_computed_tokens: int, num_cached_tokens: int) -> None:
+        raise AssertionError("it was refused")
+
+    def generated(self, num_tokens: int) -> None:
+        raise AssertionError("it was refused")
+
 
 class Inner:
     """vLLM's engine client; `num_asked` counts what reached it."""
