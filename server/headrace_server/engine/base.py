@@ -98,7 +98,7 @@ class Engine(Protocol):
         """The latest counters; costs no round trip."""
 
     async def check(self) -> None:
-        """Return while the engine can serve, as far as is known without asking it. Called several times a second.
+        """Return while the engine can serve, as far as is known without asking it. Called sixteen times a second.
 
         Raises:
             EngineDied: it never will again; the message says why.
