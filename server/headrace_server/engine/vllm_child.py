@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing import forkserver, util
 from pathlib import Path
 
-from headrace_server.engine.vllm_leftovers import remove_shared_memory, shared_memory_of
+from headrace_server.engine.vllm_leftovers import mark_shared_memory, remove_shared_memory, shared_memory_of
 from headrace_server.engine.vllm_lives import birth_mark
 from headrace_server.engine.vllm_load_report import report_failure
 
@@ -50,6 +50,7 @@ class Birth:
         os.environ.update(self.environment)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         (self.folder / str(os.getpid())).write_text(birth_mark(os.getpid()))
+        mark_shared_memory(self.folder)
         if _is_forked():
             _catch_up()
 

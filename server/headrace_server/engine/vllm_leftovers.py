@@ -1,20 +1,52 @@
-"""Shared memory and semaphores that a killed process leaves behind: found by what it has mapped, and removed.
+"""Shared memory and semaphores that a killed process leaves behind: found by their names and by what it has mapped, and
+removed.
 
-vLLM's processes make them under random names and remove them when they end by themselves. Python's resource tracker
-would remove what is left when the server ends, with a warning; an engine that is stopped gives its memory back at once.
-Linux only; elsewhere nothing is found.
+vLLM's processes make them under names that multiprocessing thinks of, and remove them when they end by themselves.
+Names that are made in an engine's process bear its engine's mark, because one that is killed in the midst of a start
+may be gone before anybody has seen what it had mapped. Python's resource tracker would remove what is left when the
+server ends, with a warning; an engine that is stopped gives its memory back at once. Linux only; elsewhere nothing is
+found.
 """
 
 import contextlib
+import hashlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
 
 _FOLDER = "/dev/shm/"
 _INODE, _PATH = 4, 5  # of the fields of a line of /proc/PID/maps
 _SEMAPHORE = "sem."
 _SHARED_MEMORY = "psm_"
+_RANDOM_CHARS = 16
+
+
+def semaphore_prefix(folder: Path) -> str:
+    """What multiprocessing is to begin the names of semaphores with, in processes of the engine of this folder."""
+    return f"/mp-{_mark(folder)}"
+
+
+def mark_shared_memory(folder: Path) -> None:
+    """From here on, shared memory that is made in this process bears the mark of the engine of this folder. Python has
+    no other way to say it."""
+    if sys.platform == "linux":  # elsewhere names are short
+        prefix = f"/{_SHARED_MEMORY}{_mark(folder)}_"
+        shared_memory._SHM_NAME_PREFIX = prefix  # type: ignore[attr-defined]
+        shared_memory._SHM_SAFE_NAME_LENGTH = len(prefix) + _RANDOM_CHARS  # type: ignore[attr-defined]
+
+
+def marked_memory(folder: Path) -> set[Path]:
+    """What bears the mark of the engine of this folder and is still there."""
+    mark = _mark(folder)
+    with contextlib.suppress(OSError):
+        return {Path(entry.path) for entry in os.scandir(_FOLDER) if mark in entry.name}
+    return set()
+
+
+def _mark(folder: Path) -> str:
+    return hashlib.blake2s(os.fsencode(folder), digest_size=8).hexdigest()
 
 
 def shared_memory_of(process_ids: Iterable[int]) -> set[Path]:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from headrace_server.engine.vllm_child import process_marks
-from headrace_server.engine.vllm_leftovers import remove_shared_memory, shared_memory_of
+from headrace_server.engine.vllm_leftovers import marked_memory, remove_shared_memory, shared_memory_of
 from headrace_server.engine.vllm_lives import Life, birth_mark, life_of
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class ProcessGroup:
             time.sleep(_LOOK_SECONDS)
         if present:
             logger.error("engine_processes_stay", extra={"detail": f"killed, and still there: {present}"})
-        remove_shared_memory(self._shared_memory)
+        remove_shared_memory(self._shared_memory | marked_memory(self.folder))
         self._shared_memory = set()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -24,6 +24,7 @@ from typing import Any
 from uuid import uuid4
 
 from headrace_server.engine.vllm_child import Birth, failure_path, leave_nothing, report_failures
+from headrace_server.engine.vllm_leftovers import semaphore_prefix
 from headrace_server.engine.vllm_popen import ForkedPopen, SpawnedPopen
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class EngineProcess(BaseProcess):
 
     def __init__(self, seam: Seam, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._config["semprefix"] = semaphore_prefix(seam.folder)  # type: ignore[attr-defined]
         self._seam: Seam | None = seam
 
     @staticmethod

@@ -9,10 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import parent_process, shared_memory
+from multiprocessing import get_context, parent_process, shared_memory
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,23 @@ def test_the_end_of_a_group_ends_every_process_and_leaves_nothing(
     assert ended(process) == -signal.SIGKILL
     assert not Path("/dev/shm", name).exists()
     assert not group.folder.exists()
+
+
+def test_a_process_that_was_gone_before_anybody_looked_leaves_nothing(seam: Seam, group: ProcessGroup) -> None:
+    process, said = child(seam, share_and_synchronise)
+    names = said.recv()
+    os.kill(process.pid or 0, signal.SIGKILL)
+    assert ended(process) == -signal.SIGKILL
+    assert all(Path("/dev/shm", name).exists() for name in names)
+    group.end()
+    assert not any(Path("/dev/shm", name).exists() for name in names)
+
+
+def share_and_synchronise(pipe: Connection) -> None:
+    memory = shared_memory.SharedMemory(create=True, size=SHARED_BYTES)
+    lock: Any = get_context("spawn").Lock()
+    pipe.send((memory.name, "sem." + lock._semlock.name.removeprefix("/")))
+    pipe.poll(SECONDS)
 
 
 def test_a_process_that_its_parent_ends_leaves_no_shared_memory(seam: Seam) -> None:
