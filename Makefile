@@ -7,7 +7,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test test-faults check format lock bench bench-limits bench-cache bench-swap clean
+.PHONY: help setup setup-dev serve test test-faults check format lock bench bench-limits bench-cache bench-swap bench-fair clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,9 @@ bench-cache: setup-dev  ## measure the model cache, beside other loaders
 
 bench-swap: setup-dev  ## measure starts, swaps and restarts of engines, beside vLLM's own server
 	$(BIN)/python loadtests/bench_swap.py $(ARGS)
+
+bench-fair: setup-dev  ## measure who waits how long under load, beside first come, first served and vLLM's own server
+	$(BIN)/python loadtests/bench_fair.py $(ARGS)
 
 clean:  ## remove .venv, caches and build outputs
 	rm -rf .venv .venv.lock .peers .peers-* .tools build dist htmlcov .coverage .coverage.* .hypothesis

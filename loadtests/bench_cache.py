@@ -30,12 +30,13 @@ from headrace_server.bench.machine import is_busy, machine
 from headrace_server.bench.report import open_console
 from headrace_server.errors import HeadraceError
 from headrace_server.settings.schema import DEFAULT_MODEL
-from loadtests import cache_picture, cache_report
+from loadtests import cache_picture
 from loadtests.cache_findings import Findings, first_line
+from loadtests.cache_report import REPORT
 from loadtests.cache_rows import MEASUREMENTS, RowName
 from loadtests.cache_served import serve
 from loadtests.cache_setting import Setting
-from loadtests.command_line import positive, run_measurement
+from loadtests.command_line import add_rows, positive, run_measurement
 from loadtests.launcher import prepare_subject
 from loadtests.peers.installation import FOLDER, PeersNotInstalled, ensure_peers
 
@@ -105,9 +106,9 @@ async def measure_and_report(options: Options) -> None:
         await measure(options, found, failed)
     finally:
         _show(found)
-    path = cache_report.path_in(options.folder)
+    path = REPORT.path_in(options.folder)
     asked = {"num_runs": options.num_runs, "failed": failed, "peers": _peer_versions()}
-    document.save(cache_report.content(found, asked, began=began, measured_on=measured_on), path)
+    document.save(REPORT.content(found, asked, began=began, measured_on=measured_on), path)
     progress.print(f"written to {path}", soft_wrap=True)
     if cache_picture.can_draw(found):
         cache_picture.draw(found, path.with_suffix(".png"))
@@ -118,28 +119,20 @@ async def measure_and_report(options: Options) -> None:
 def _show(found: dict[str, Findings]) -> None:
     console = open_console()
     if found:
-        console.print(cache_report.table(found))
-    for remark in cache_report.remarks(found):
+        console.print(REPORT.table(found))
+    for remark in REPORT.remarks(found):
         console.print(remark, soft_wrap=True, markup=False)
 
 
 def parse_options(arguments: list[str]) -> Options:
     """Read the command line; exits with 2 where it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rows", type=_rows, default=tuple(RowName), metavar="NAME,...", help="default: all of them")
+    add_rows(parser, RowName)
     parser.add_argument("--runs", type=positive, default=3, metavar="N", help="of each side; default: 3")
     parser.add_argument("--no-peers", action="store_true", help="measure Headrace alone")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="for the files")
     read = parser.parse_args(arguments)
     return Options(read.rows, read.results, read.runs, with_peers=not read.no_peers)
-
-
-def _rows(text: str) -> tuple[RowName, ...]:
-    """The rows that are named, in their own order."""
-    names = {name.strip() for name in text.split(",")}
-    if unknown := names - set(RowName):
-        raise argparse.ArgumentTypeError(f"no such row: {', '.join(sorted(unknown))} (there are {', '.join(RowName)})")
-    return tuple(row for row in RowName if row in names)
 
 
 def main() -> int:

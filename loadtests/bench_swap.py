@@ -30,9 +30,9 @@ from headrace_server.bench.report import open_console
 from headrace_server.errors import HeadraceError
 from loadtests.bench_report import without_paths
 from loadtests.cache_findings import first_line
-from loadtests.command_line import positive, run_measurement
-from loadtests.swap import report
+from loadtests.command_line import add_rows, positive, run_measurement
 from loadtests.swap.findings import Findings
+from loadtests.swap.report import REPORT
 from loadtests.swap.rows import MEASUREMENTS, RowName
 from loadtests.swap.setting import Setting
 from loadtests.swap.subjects import MODELS, engine_lines
@@ -103,9 +103,9 @@ async def measure_and_report(options: Options) -> None:
         await measure(options, results)
     finally:
         _show(results.found)
-    path = report.path_in(options.folder)
+    path = REPORT.path_in(options.folder)
     asked = {**results.asked, "failed": results.failed}
-    document.save(report.content(results.found, asked, began=began, measured_on=measured_on), path)
+    document.save(REPORT.content(results.found, asked, began=began, measured_on=measured_on), path)
     progress.print(f"written to {path}", soft_wrap=True)
     if results.failed:
         raise HeadraceError(f"not measured: {', '.join(results.failed)}")
@@ -116,28 +116,20 @@ def _show(found: dict[str, Findings]) -> None:
     if not console.is_terminal:
         console.width = max(console.width, _LEAST_WIDTH_OF_FILES)
     if found:
-        console.print(report.table(found))
-    for remark in report.remarks(found):
+        console.print(REPORT.table(found))
+    for remark in REPORT.remarks(found):
         console.print(remark, soft_wrap=True, markup=False)
 
 
 def parse_options(arguments: list[str]) -> Options:
     """Read the command line; exits with 2 where it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rows", type=_rows, default=tuple(RowName), metavar="NAME,...", help="default: all of them")
+    add_rows(parser, RowName)
     parser.add_argument("--runs", type=positive, default=3, metavar="N", help="of each side; default: 3")
     parser.add_argument("--no-peers", action="store_true", help="measure Headrace alone")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="for the file")
     read = parser.parse_args(arguments)
     return Options(read.rows, read.results, read.runs, with_peers=not read.no_peers)
-
-
-def _rows(text: str) -> tuple[RowName, ...]:
-    """The rows that are named, in their own order."""
-    names = {name.strip() for name in text.split(",")}
-    if unknown := names - set(RowName):
-        raise argparse.ArgumentTypeError(f"no such row: {', '.join(sorted(unknown))} (there are {', '.join(RowName)})")
-    return tuple(row for row in RowName if row in names)
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,18 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
+
+
+def add_rows(parser: argparse.ArgumentParser, rows: type[StrEnum]) -> None:
+    """`--rows NAME,...`: those that are named, in their own order."""
+
+    def read(text: str) -> tuple[StrEnum, ...]:
+        names = {name.strip() for name in text.split(",")}
+        if unknown := names - set(rows):
+            raise argparse.ArgumentTypeError(f"no such row: {', '.join(sorted(unknown))} (there are {', '.join(rows)})")
+        return tuple(row for row in rows if row in names)
+
+    parser.add_argument("--rows", type=read, default=tuple(rows), metavar="NAME,...", help="default: all of them")
 
 
 def run_measurement(

@@ -19,7 +19,18 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from headrace_server import __version__
-from headrace_server.api import admin, admin_drain, admin_models, health, inference, metrics, models, openapi
+from headrace_server.api import (
+    admin,
+    admin_drain,
+    admin_models,
+    admin_queue,
+    admin_usage,
+    health,
+    inference,
+    metrics,
+    models,
+    openapi,
+)
 from headrace_server.api.ending import Ending
 from headrace_server.api.error_mapping import error_response, http_error, validation_error
 from headrace_server.api.middleware import HttpLimits, RequestBoundary
@@ -29,7 +40,7 @@ from headrace_server.tenancy.keys import OpenDoor
 
 OpenRuntime = Callable[[], AbstractAsyncContextManager[Runtime]]
 
-_OPERATORS = (admin.router, admin_models.router, admin_drain.router)
+_OPERATORS = (admin.router, admin_models.router, admin_queue.router, admin_usage.router, admin_drain.router)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +93,13 @@ def create_app(open_runtime: OpenRuntime, options: HttpOptions | None = None, en
             allow_origins=list(options.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-headrace-model-state", "retry-after"],
+            expose_headers=[
+                "x-request-id",
+                "x-headrace-model-state",
+                "x-headrace-queue-ms",
+                "retry-after",
+                "retry-after-ms",
+            ],
         )
     return app
 

@@ -283,8 +283,8 @@ class Seat(Protocol):
         """
 
     def began(self, num_computed_tokens: int, num_cached_tokens: int) -> None:
-        """A prompt has been worked through: so many of its tokens were computed, so many were at hand. Said once for
-        each prompt, with its first token or vector."""
+        """A prompt has been worked through: so many of its tokens were computed, so many were at hand. Said with
+        the first token or vector of each prompt; further choices of a prompt say what they computed anew."""
 
     def generated(self, num_tokens: int) -> None:
         """So many output tokens have come, of any choice."""

@@ -12,6 +12,8 @@
         ├── RequestTooLarge         body or headers over the bound
         ├── UnsupportedMediaType    not JSON
         ├── Contended               others are being served first; try again later
+        │   ├── DeadlineUnmeetable  it would be served, but not before its deadline
+        │   └── QuotaExceeded       the tenant has used up what it may use for now
         ├── Unavailable             no capacity now, whoever asks
         │   ├── ModelLoading        not ready yet
         │   ├── Draining            this server is going away
@@ -95,6 +97,31 @@ class UnsupportedMediaType(RequestError):
 
 class Contended(RequestError):
     default_code = "contended"
+
+
+class DeadlineUnmeetable(Contended):
+    default_code = "deadline_unmeetable"
+
+
+class QuotaExceeded(Contended):
+    """A tenant's tokens per minute: `limit_tokens` of them, `remaining_tokens` left, all of them again in
+    `reset_seconds`."""
+
+    default_code = "quota_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit_tokens: int,
+        remaining_tokens: int,
+        reset_seconds: float,
+        retry_after_seconds: float,
+    ) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.limit_tokens = limit_tokens
+        self.remaining_tokens = remaining_tokens
+        self.reset_seconds = reset_seconds
 
 
 class Unavailable(RequestError):

@@ -5,6 +5,7 @@ Nothing below this module reads settings, and nothing above it builds engines.
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
+from headrace_server.access import Access, build_access
 from headrace_server.catalog import (
     PlannedModel,
     Supplies,
@@ -21,7 +23,7 @@ from headrace_server.catalog import (
     plan_models,
     supplies_of,
 )
-from headrace_server.domain import ModelId, ModelStatus
+from headrace_server.domain import ModelId, ModelStatus, ServiceClass
 from headrace_server.engine.base import EngineSpec
 from headrace_server.engine.machine_memory import MachineMemory, allowed_cpus, machine_memory
 from headrace_server.engine.model_storage import ModelStorage, cached_models
@@ -29,15 +31,23 @@ from headrace_server.engine.pool import EnginePool, PoolLimits, PoolPolicies
 from headrace_server.engine.registry import build_engine, preload_engine
 from headrace_server.observability.events import ModelFeed
 from headrace_server.observability.metrics import Metrics
+from headrace_server.observability.request_metrics import RequestMetrics
+from headrace_server.scheduling.batching import FairBatching, QueueOptions
 from headrace_server.scheduling.cpus import as_text, least_used, parsed, share_of
 from headrace_server.scheduling.placement import LeastRecentlyUsed
 from headrace_server.scheduling.restarts import Restarts
-from headrace_server.serving.admission import OpenAdmission
+from headrace_server.serving.accounts import Accounts
+from headrace_server.serving.batcher import Batcher
 from headrace_server.serving.drain import Drain
 from headrace_server.serving.inference import Inference
+from headrace_server.serving.model_queue import ModelQueueView
 from headrace_server.serving.policy import ModelPolicy
-from headrace_server.settings.schema import AuthMode, AuthSettings, EngineKind, EngineSettings, Settings
-from headrace_server.tenancy.keys import Authenticator, OpenDoor, read_keys_file
+from headrace_server.serving.refusals import Refusals
+from headrace_server.settings.scheduling import SchedulingSettings
+from headrace_server.settings.schema import EngineKind, EngineSettings, Settings
+from headrace_server.tenancy.keys import Authenticator
+from headrace_server.tenancy.terms import Terms
+from headrace_server.tenancy.usage import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +69,9 @@ class Runtime:
     feed: ModelFeed
     storage: ModelStorage
     drain: Drain
+    terms: Terms = field(default_factory=Terms)
+    ledger: Ledger = field(default_factory=Ledger)
+    queues: Callable[[], tuple[ModelQueueView, ...]] = tuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +96,13 @@ class Plan:
 
     models: tuple[PlannedModel, ...]
     policies: Mapping[ModelId, ModelPolicy]
-    authenticator: Authenticator
+    access: Access
     header_hold_seconds: float
     cache_dir: Path
     engine: EngineSettings
     memory: MachineMemory
     cpu_shares: CpuShares
+    queue: QueueOptions
 
     @property
     def memory_budget_bytes(self) -> int:
@@ -109,12 +123,30 @@ def plan_runtime(settings: Settings) -> Plan:
     return Plan(
         models,
         policies,
-        build_authenticator(settings.auth),
+        build_access(settings),
         settings.server.header_hold_seconds,
         cache_directory(settings.cache),
         settings.engine,
         memory,
         () if memory.is_device else _cpu_shares(models),
+        _queue_options(settings.scheduling),
+    )
+
+
+def _queue_options(scheduling: SchedulingSettings) -> QueueOptions:
+    classes = scheduling.classes
+    return QueueOptions(
+        max_requests=scheduling.max_requests,
+        max_tokens=scheduling.max_tokens,
+        max_bytes=scheduling.max_bytes,
+        slot_limit=scheduling.slot_limit,
+        interactive_reserve=scheduling.interactive_reserve,
+        target_step_seconds=scheduling.target_step_seconds,
+        max_wait_seconds={
+            ServiceClass.INTERACTIVE: classes.interactive.max_wait_seconds,
+            ServiceClass.STANDARD: classes.standard.max_wait_seconds,
+            ServiceClass.BATCH: classes.batch.max_wait_seconds,
+        },
     )
 
 
@@ -136,16 +168,19 @@ async def open_runtime(plan: Plan, reporting: Reporting, progress: Progress) -> 
         feed = reporting.feed
         pool = _open_pool(plan, supplies, Path(scratch), reporting, lambda status: _tell(status, feed, progress))
         reporting.metrics.watch(pool.stats, pool.statuses)
-        drain = Drain()
+        drain, batcher = Drain(), _open_batcher(plan, reporting.metrics)
         runtime = Runtime(
             pool,
-            Inference(pool, plan.policies, OpenAdmission(), drain),
-            plan.authenticator,
+            Inference(pool, plan.policies, batcher, drain),
+            plan.access.authenticator,
             reporting.metrics,
             plan.header_hold_seconds,
             feed,
             ModelStorage(partial(cached_models, plan.cache_dir)),
             drain,
+            plan.access.terms,
+            plan.access.ledger,
+            batcher.views,
         )
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -156,6 +191,7 @@ async def open_runtime(plan: Plan, reporting: Reporting, progress: Progress) -> 
                     tasks.create_task(pool.run()),
                     tasks.create_task(_preload(plan, Path(scratch))),
                     tasks.create_task(_settle(pool, progress)),
+                    tasks.create_task(plan.access.ledger.run()),
                 ]
                 yield runtime
                 feed.close()
@@ -165,6 +201,17 @@ async def open_runtime(plan: Plan, reporting: Reporting, progress: Progress) -> 
             feed.close()
             for supply in (supplies.near, supplies.far):
                 supply.close()  # not before the engines, which read what is leased
+
+
+def _open_batcher(plan: Plan, metrics: Metrics) -> Batcher:
+    """The queues, which tell the metrics of their requests."""
+    access, tenants = plan.access, plan.access.terms.tenants
+    requests = RequestMetrics(tenant.id for tenant in tenants.configured)
+    accounts = Accounts(tenants.tenant, quotas=access.quotas, ledger=access.ledger, metrics=requests)
+    batcher = Batcher(partial(FairBatching, plan.queue, tenants.tenant), accounts, Refusals(random.Random()))
+    requests.queued = batcher.counts
+    metrics.watch_requests(requests)
+    return batcher
 
 
 def _open_pool(
@@ -210,14 +257,3 @@ async def _preload(plan: Plan, scratch: Path) -> None:
 async def _settle(pool: EnginePool, progress: Progress) -> None:
     await pool.until_settled()
     progress.on_settled(pool.statuses())
-
-
-def build_authenticator(auth: AuthSettings) -> Authenticator:
-    """Who decides about keys, from the settings.
-
-    Raises:
-        UsageError: the keys file cannot be used.
-    """
-    if auth.effective_mode is AuthMode.NONE or auth.keys_file is None:
-        return OpenDoor()
-    return read_keys_file(auth.keys_file)

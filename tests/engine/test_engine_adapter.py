@@ -16,7 +16,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # importing vLLM warns about 
 def test_the_gated_client_hands_on_everything_that_it_does_not_gate() -> None:
     protocol = importlib.import_module("vllm.engine.protocol").EngineClient
     gated_class = importlib.import_module("headrace_server.engine.vllm_gated_client").GatedEngineClient
-    counters = importlib.import_module("headrace_server.engine.vllm_stats").StepCounters()
 
     class Inner:
         """Answers every attribute with its name."""
@@ -24,13 +23,16 @@ def test_the_gated_client_hands_on_everything_that_it_does_not_gate() -> None:
         def __getattr__(self, name: str) -> Any:
             return name
 
-    gated = gated_class(Inner(), counters)
+    gated = gated_class(Inner())
     names = {n for n in {*vars(protocol), *protocol.__annotations__} if not n.startswith("_")}
     ours = {"check_admission", "generate", "encode", "abort"}
 
     assert ours < names
     assert {name for name in names - ours if getattr(gated, name) != name} == set()
 
+
+# What the meter stands before, and the argument that it looks at.
+SEAM = {"add_request": "request", "process_outputs": "engine_core_outputs"}
 
 # What the constructors, which differ, would have set.
 ATTRIBUTES = {
@@ -88,3 +90,16 @@ def test_what_the_start_of_engines_replaces_in_vllm_is_there() -> None:
     assert callable(importlib.import_module("vllm.utils.func_utils")._supports_kw.cache_clear)
     worker = importlib.import_module("vllm.v1.worker.worker_base").WorkerBase
     assert callable(worker.check_health)
+
+
+def test_what_the_meter_reads_of_outputs_and_sequences_is_there() -> None:
+    engine = importlib.import_module("vllm.v1.engine")
+    processor = importlib.import_module("vllm.v1.engine.output_processor")
+    prefill = importlib.import_module("vllm.v1.metrics.stats").PrefillStats
+    read = {"request_id", "new_token_ids", "prefill_stats", "events"}
+    assert read <= set(engine.EngineCoreOutput.__struct_fields__)
+    assert {"num_computed_tokens", "num_cached_tokens"} <= set(vars(prefill()))
+    assert "request_index" in inspect.signature(processor.RequestState).parameters
+    first = {name: list(inspect.signature(getattr(processor.OutputProcessor, name)).parameters)[1] for name in SEAM}
+    assert first == SEAM
+    assert "request_states" in vars(processor.OutputProcessor(None, log_stats=False))

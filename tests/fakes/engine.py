@@ -179,6 +179,10 @@ class FakeEngine:
         self._answer = answers if callable(answers) else _in_turn(answers)
         self._info = EngineInfo(frozenset(operations), max_model_len, memory_bytes)
 
+    def answers_with(self, *answers: Answer) -> None:
+        """What it answers from now on, in turn."""
+        self._answer = _in_turn(answers)
+
     @property
     def num_open_streams(self) -> int:
         """Streams handed out that are not over."""

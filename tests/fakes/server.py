@@ -29,8 +29,11 @@ from headrace_server.scheduling.restarts import Restarts
 from headrace_server.serving.admission import Admission, OpenAdmission
 from headrace_server.serving.drain import Drain
 from headrace_server.serving.inference import Inference
+from headrace_server.serving.model_queue import ModelQueueView
 from headrace_server.serving.policy import ModelPolicy
 from headrace_server.tenancy.keys import Authenticator, OpenDoor
+from headrace_server.tenancy.terms import Terms
+from headrace_server.tenancy.usage import Ledger
 from tests.fakes.uvicorn_server import EventServer
 
 MODEL = ModelId("fake-model")
@@ -131,6 +134,9 @@ def build_stage(
     load: bool = True,
     weights: Callable[[], WeightsStatus | None] = lambda: None,
     look: Callable[[], tuple[CachedModel, ...]] = lambda: (),
+    terms: Terms | None = None,
+    ledger: Ledger | None = None,
+    queues: Callable[[], tuple[ModelQueueView, ...]] = tuple,
 ) -> Stage:
     """An application on `engine`; with `load` false the model is loaded on demand. `weights` are the model's, `look` is
     what the store holds."""
@@ -140,7 +146,17 @@ def build_stage(
     metrics.watch(pool.stats, pool.statuses)
     inference = Inference(pool, {MODEL: policy or ModelPolicy()}, admission or OpenAdmission(), drain)
     runtime = Runtime(
-        pool, inference, authenticator or OpenDoor(), metrics, hold_seconds, feed, ModelStorage(look), drain
+        pool,
+        inference,
+        authenticator or OpenDoor(),
+        metrics,
+        hold_seconds,
+        feed,
+        ModelStorage(look),
+        drain,
+        terms or Terms(),
+        ledger or Ledger(),
+        queues,
     )
 
     @asynccontextmanager

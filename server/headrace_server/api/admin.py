@@ -1,7 +1,7 @@
 """`/admin/models` and `/admin/events`: what the operator wants to know about models, asked for or as it happens.
 
-Any authenticated caller may ask for now; the `admin` scope comes with tenants. Nothing is fetched or started here; what
-operators may do is in `admin_models` and `admin_drain`.
+Callers need the scope `admin`. Nothing is fetched or started here; what operators may do is in `admin_models` and
+`admin_drain`.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from starlette.responses import Response
 
 from headrace_server.api.admin_documents import AdminModels, Memory, cached_document, model_document
 from headrace_server.api.dependencies import RuntimeDep, runtime_of
-from headrace_server.api.routes import guarded_router
+from headrace_server.api.routes import AdminRoute, guarded_router
 from headrace_server.api.sse import KEEP_ALIVE, SseResponse
 from headrace_server.domain import ModelStatus, StreamReply
 from headrace_server.observability.events import Listener
 
-router = guarded_router("admin")
+router = guarded_router("admin", AdminRoute)
 
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 

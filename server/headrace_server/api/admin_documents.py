@@ -1,5 +1,7 @@
-"""What `/admin` says, on the wire: models in the listing and in events, memory, the drain. Only shapes, read by the
-commands that speak to a server too; the words behind them are in `domain`."""
+"""What `/admin` says, on the wire: models in the listing and in events, memory, usage, the drain. Only shapes, read by
+the commands that speak to a server too; the words behind them are in `domain`."""
+
+from datetime import date
 
 from pydantic import BaseModel
 
@@ -99,6 +101,25 @@ class DrainStatus(BaseModel):
 
     draining: bool
     num_open: int
+
+
+class UsageCount(BaseModel):
+    """What a tenant has used of a model in a day (UTC): requests that ended, prompt tokens that were computed and that
+    were at hand, output tokens."""
+
+    day: date
+    tenant: str
+    model: str
+    requests: int
+    computed_prompt_tokens: int
+    cached_prompt_tokens: int
+    output_tokens: int
+
+
+class UsageReport(BaseModel):
+    """Usage, by day, tenant and model."""
+
+    usage: list[UsageCount]
 
 
 def model_document(status: ModelStatus) -> AdminModel:

@@ -8,10 +8,10 @@ from pydantic import Field
 from headrace_server.api.admin_documents import Drained, DrainStatus
 from headrace_server.api.dependencies import ending_of
 from headrace_server.api.disconnect import unless_gone
-from headrace_server.api.routes import guarded_router
+from headrace_server.api.routes import AdminRoute, guarded_router
 from headrace_server.api.schemas.common import Wire
 
-router = guarded_router("admin")
+router = guarded_router("admin", AdminRoute)
 
 MAX_DEADLINE_SECONDS = 86_400.0
 

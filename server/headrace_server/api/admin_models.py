@@ -12,12 +12,12 @@ from fastapi import Request
 from headrace_server.api.admin_documents import AdminModel, model_document
 from headrace_server.api.dependencies import ending_of, runtime_of
 from headrace_server.api.disconnect import unless_gone
-from headrace_server.api.routes import guarded_router
+from headrace_server.api.routes import AdminRoute, guarded_router
 from headrace_server.domain import ModelId
 from headrace_server.errors import EngineDown
 from headrace_server.runtime import Runtime
 
-router = guarded_router("admin")
+router = guarded_router("admin", AdminRoute)
 
 
 @router.post("/admin/models/{model_id:path}/load", summary="Bring a model into memory")

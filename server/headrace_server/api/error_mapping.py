@@ -16,6 +16,7 @@ from starlette.responses import Response
 from headrace_server.errors import (
     Contended,
     DeadlineExpired,
+    DeadlineUnmeetable,
     Draining,
     EngineDied,
     EngineDown,
@@ -25,6 +26,7 @@ from headrace_server.errors import (
     ModelNotFound,
     NoRoomForModel,
     NotAllowed,
+    QuotaExceeded,
     RequestError,
     RequestQuarantined,
     RequestTooLarge,
@@ -60,6 +62,8 @@ OUTCOMES: Mapping[type[RequestError], Outcome] = {
     RequestTooLarge: Outcome(413, _INVALID),
     UnsupportedMediaType: Outcome(415, _INVALID),
     Contended: Outcome(429, "rate_limit_error"),
+    DeadlineUnmeetable: Outcome(429, "rate_limit_error"),
+    QuotaExceeded: Outcome(429, "rate_limit_error"),
     EngineFault: Outcome(500, "server_error"),
     RequestQuarantined: Outcome(500, "server_error"),
     Unavailable: Outcome(503, "server_error"),
@@ -125,13 +129,37 @@ def _headers(error: RequestError) -> Mapping[str, str]:
     match error:
         case Unauthenticated():
             return {"www-authenticate": "Bearer"}
-        case DeadlineExpired() | RequestQuarantined():
+        case DeadlineExpired() | DeadlineUnmeetable() | RequestQuarantined():
             return {"x-should-retry": "false"}
-        case _ if error.retry_after_seconds is not None:
-            seconds = error.retry_after_seconds
-            return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(round(seconds * 1000))}
+        case QuotaExceeded():
+            return {**_retry_after(error), **_quota(error)}
         case _:
-            return {}
+            return _retry_after(error)
+
+
+def _retry_after(error: RequestError) -> Mapping[str, str]:
+    seconds = error.retry_after_seconds
+    if seconds is None:
+        return {}
+    return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
+
+
+def _quota(error: QuotaExceeded) -> Mapping[str, str]:
+    return {
+        "x-ratelimit-limit-tokens": str(error.limit_tokens),
+        "x-ratelimit-remaining-tokens": str(error.remaining_tokens),
+        "x-ratelimit-reset-tokens": _duration(error.reset_seconds),
+    }
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI writes it: `120ms`, `1.2s`, `6m0s`, `1h0m5s`; rounded up."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    if seconds < 60:
+        return f"{math.ceil(seconds * 10) / 10:g}s"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60}m{rest}s"
 
 
 def validation_error(error: RequestValidationError) -> InvalidRequest:

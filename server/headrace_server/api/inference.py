@@ -1,12 +1,10 @@
 """The routes that run a model: one line each, because all of them are the same exchange.
 
-Every answer says in `x-headrace-model-state` how the request found its model; a client may send
-`x-headrace-deadline-ms`, after which it does not want an answer any more.
+For whom, how urgently and until when a request is served, `api.request_class` reads from its headers and its body.
+Every answer says in `x-headrace-model-state` how the request found its model, and in `x-headrace-queue-ms` for how long
+it waited for its turn, as far as that was known when the headers went out.
 """
 
-import asyncio
-import time
-from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -14,7 +12,8 @@ from starlette.responses import Response
 
 from headrace_server.api.dependencies import caller_of, runtime_of
 from headrace_server.api.disconnect import unless_gone
-from headrace_server.api.held_comment import held_comment
+from headrace_server.api.model_request import ModelRequest
+from headrace_server.api.request_class import terms_of
 from headrace_server.api.routes import WireRoute, guarded_router
 from headrace_server.api.schemas.chat import ChatCompletionRequest
 from headrace_server.api.schemas.common import WireRequest
@@ -25,10 +24,7 @@ from headrace_server.api.schemas.responses import ResponsesRequest
 from headrace_server.api.schemas.tokens import DetokenizeRequest, TokenizeRequest
 from headrace_server.api.sse import SseResponse
 from headrace_server.domain import EngineRequest, ModelId, Operation, UnaryReply
-from headrace_server.errors import EngineFault, InvalidRequest
-
-DEADLINE_HEADER = "x-headrace-deadline-ms"
-MAX_DEADLINE_MS = 86_400_000
+from headrace_server.errors import EngineFault
 
 router = guarded_router("inference", WireRoute)
 
@@ -88,46 +84,28 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
 
 async def _serve(request: Request, operation: Operation, body: WireRequest, *, stream: bool = False) -> Response:
     runtime, model = runtime_of(request), ModelId(body.model)
-    request.state.model_state = runtime.pool.status(model).state
+    terms = terms_of(request, body, caller_of(request))
     engine_request = EngineRequest(
         operation=operation,
         model=model,
         request_id=request.state.request_id,
-        caller=caller_of(request),
+        caller=terms.caller,
         payload=body.payload(),
         stream=stream,
-        deadline=_deadline(request),
+        deadline=terms.deadline,
+        service_class=terms.service_class,
+        num_bytes=len(await request.body()),
+        cache_salt=terms.cache_salt,
     )
-    work = partial(runtime.inference.submit, engine_request)
+    asked = request.state.model_request = ModelRequest(runtime, engine_request, runtime.pool.status(model).state)
     if stream:
         return SseResponse(
-            work,
+            asked.work,
             hold_seconds=runtime.header_hold_seconds,
             named_errors=operation is Operation.MESSAGE,
-            comment=lambda: held_comment(runtime.pool.status(model)),
+            comment=asked.comment,
         )
-    reply = await unless_gone(request.receive, work())
+    reply = await unless_gone(request.receive, asked.work())
     if not isinstance(reply, UnaryReply):
         raise EngineFault("the engine answered with a stream where one document was asked for")
     return Response(reply.body, media_type="application/json")
-
-
-def _deadline(request: Request) -> float | None:
-    """When the client no longer wants an answer, on the event loop's clock; counted from the request's arrival."""
-    given = request.headers.getlist(DEADLINE_HEADER)
-    if not given:
-        return None
-    text = given[0]
-    # `int` takes other digits and underscores too, and as many as there are.
-    if len(given) > 1 or not (text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_DEADLINE_MS))):
-        raise _bad_deadline()
-    if not 1 <= int(text) <= MAX_DEADLINE_MS:
-        raise _bad_deadline()
-    age: float = time.perf_counter() - request.state.arrived
-    return asyncio.get_running_loop().time() - age + int(text) / 1000
-
-
-def _bad_deadline() -> InvalidRequest:
-    return InvalidRequest(
-        f"{DEADLINE_HEADER} must be a whole number of milliseconds, 1 to {MAX_DEADLINE_MS}", param=DEADLINE_HEADER
-    )

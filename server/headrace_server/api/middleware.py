@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace_server.api.error_mapping import error_response
+from headrace_server.api.model_request import ModelRequest
 from headrace_server.domain import RequestId
 from headrace_server.errors import (
     ClientGone,
@@ -84,6 +85,7 @@ class RequestBoundary:
                     "path": scope["path"][:200],
                     "status": exchange.status,
                     "ms": round(seconds * 1000, 1),
+                    **(exchange.model_request.log_fields() if exchange.model_request is not None else {}),
                 },
             )
 
@@ -104,6 +106,12 @@ class _Exchange:
         self._declared_bytes = headers.get("content-length", "0")
         self._has_body = self._declared_bytes != "0" or "transfer-encoding" in headers
         scope.setdefault("state", {}).update(request_id=self.request_id, direct_send=send, arrived=self.began)
+
+    @property
+    def model_request(self) -> ModelRequest | None:
+        """What the request asks of a model; None: nothing, or it did not come that far."""
+        asked: ModelRequest | None = self._scope["state"].get("model_request")
+        return asked
 
     async def run(self, app: ASGIApp) -> None:
         try:
@@ -154,7 +162,7 @@ class _Exchange:
         return RequestTooLarge(f"the request's body is larger than {self._limits.max_body_bytes} bytes")
 
     async def send(self, message: Message) -> None:
-        """Pass an answer's message on, with the request id in its headers and the state in which its model was found.
+        """Pass an answer's message on, with the request id in its headers and what is to be told of a model's request.
 
         An answer to a request whose body was not read to its end closes the connection: the rest is not waited for.
         """
@@ -163,8 +171,8 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
-            if (state := self._scope["state"].get("model_state")) is not None:
-                headers["x-headrace-model-state"] = state.value
+            if (asked := self.model_request) is not None:
+                headers.update(asked.headers())
             if self._has_body and not self._body_done:
                 headers["connection"] = "close"
         await self._send(message)

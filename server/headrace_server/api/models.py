@@ -1,8 +1,10 @@
-"""`/v1/models`: the catalog, in OpenAI's shape with each model's state beside it."""
+"""`/v1/models`: the catalog as far as the caller may use it, in OpenAI's shape with each model's state beside it."""
 
+from fastapi import Request
 from pydantic import BaseModel
 
-from headrace_server.api.dependencies import RuntimeDep
+from headrace_server.api.dependencies import runtime_of
+from headrace_server.api.request_class import check_model, tenant_of
 from headrace_server.api.routes import guarded_router
 from headrace_server.domain import ModelId, ModelState, ModelStatus
 
@@ -34,13 +36,17 @@ class ModelList(BaseModel):
 
 
 @router.get("/v1/models", summary="List models")
-async def list_models(runtime: RuntimeDep) -> ModelList:
-    return ModelList(data=[_model(status) for status in runtime.pool.statuses()])
+async def list_models(request: Request) -> ModelList:
+    models = tenant_of(request).models
+    statuses = runtime_of(request).pool.statuses()
+    return ModelList(data=[_model(status) for status in statuses if models is None or status.id in models])
 
 
 @router.get("/v1/models/{model_id:path}", summary="One model")
-async def get_model(model_id: str, runtime: RuntimeDep) -> Model:
-    return _model(runtime.pool.status(ModelId(model_id)))
+async def get_model(model_id: str, request: Request) -> Model:
+    pool = runtime_of(request).pool
+    check_model(pool, tenant_of(request), model_id)
+    return _model(pool.status(ModelId(model_id)))
 
 
 def _model(status: ModelStatus) -> Model:

@@ -1,13 +1,13 @@
 """Route classes: every route is guarded unless it says that it is open.
 
-A guarded route authenticates and checks the media type before a byte of the body is read, and parses JSON itself:
-with a bound on nesting, without NaN, without lone surrogates. Guarding sits in the route and not in path matching,
-so that no spelling of a path gets around it.
+A guarded route authenticates, checks the key's scope and the media type before a byte of the body is read, and parses
+JSON itself: with a bound on nesting, without NaN, without lone surrogates. Guarding sits in the route and not in path
+matching, so that no spelling of a path gets around it.
 """
 
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from fastapi import APIRouter, Request, Security
 from fastapi.exceptions import RequestValidationError
@@ -20,11 +20,12 @@ from starlette.responses import Response
 
 from headrace_server.api.dependencies import authenticator_of
 from headrace_server.api.error_mapping import ErrorEnvelope
-from headrace_server.errors import ClientGone, InvalidRequest, UnsupportedMediaType
+from headrace_server.domain import Caller, Scope
+from headrace_server.errors import ClientGone, InvalidRequest, NotAllowed, UnsupportedMediaType
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-_ERROR_STATUSES = (400, 401, 404, 408, 413, 415, 500, 503)
+_ERROR_STATUSES = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorEnvelope} for status in _ERROR_STATUSES}
 
 
@@ -52,7 +53,9 @@ class JsonRequest(Request):
 
 
 class GuardedRoute(APIRoute):
-    """Needs a caller."""
+    """Needs a caller who has the scope."""
+
+    scope: ClassVar[Scope] = Scope.INFERENCE
 
     def answering(self) -> Handler:
         """What answers, once the caller is known and the body has been read."""
@@ -62,7 +65,9 @@ class GuardedRoute(APIRoute):
         handle = self.answering()
 
         async def guarded(request: Request) -> Response:
-            request.state.caller = authenticator_of(request).authenticate(_presented_key(request))
+            caller = authenticator_of(request).authenticate(_presented_key(request))
+            _check_scope(caller, self.scope)
+            request.state.caller = caller
             json_request = JsonRequest(request.scope, request.receive)
             if request.method in ("POST", "PUT", "PATCH"):
                 _check_media_type(request)
@@ -70,6 +75,12 @@ class GuardedRoute(APIRoute):
             return await handle(json_request)
 
         return guarded
+
+
+class AdminRoute(GuardedRoute):
+    """For the operator."""
+
+    scope: ClassVar[Scope] = Scope.ADMIN
 
 
 class WireRoute(GuardedRoute):
@@ -129,6 +140,13 @@ def _presented_key(request: Request) -> str | None:
     if scheme.lower() == "bearer" and key.strip():
         return key.strip()
     return "".join(keys) or None
+
+
+def _check_scope(caller: Caller, scope: Scope) -> None:
+    """A gateway asks for answers, so it may."""
+    has = caller.scopes | ({Scope.INFERENCE} if Scope.GATEWAY in caller.scopes else set())
+    if scope not in has:
+        raise NotAllowed(f"this key does not have the scope {scope.value!r}")
 
 
 def _check_media_type(request: Request) -> None:

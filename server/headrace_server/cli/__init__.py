@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from headrace_models.errors import ModelError
-from headrace_server.cli import model_commands, server_commands
+from headrace_server.cli import key_commands, model_commands, server_commands
 from headrace_server.cli.bench import bench
 from headrace_server.cli.model_commands import ConfigOption, JsonOption
 from headrace_server.errors import HeadraceError, UsageError
@@ -30,6 +30,7 @@ app.add_typer(config_app, name="config")
 app.command()(bench)
 model_commands.register(app)
 server_commands.register(app)
+key_commands.register(app)
 
 ModelOption = Annotated[
     list[str] | None,

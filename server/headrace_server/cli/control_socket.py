@@ -7,9 +7,7 @@ somebody listens on never is: servers that start at the same moment are kept apa
 """
 
 import errno
-import fcntl
 import logging
-import os
 import re
 import socket
 import stat
@@ -18,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from headrace_server.errors import UsageError
+from headrace_server.tenancy.state_files import locked, private_directory, state_directory
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +28,6 @@ _BACKLOG = 16
 def control_path(state_dir: Path, port: int) -> Path:
     """Where the server on this port listens."""
     return state_directory(state_dir) / f"control-{port}.sock"
-
-
-def state_directory(state_dir: Path) -> Path:
-    """The directory of the settings, absolute. A home that nobody knows stays a tilde, which is then not there."""
-    return Path(os.path.expanduser(state_dir)).absolute()
 
 
 @contextmanager
@@ -91,8 +85,8 @@ def _may_be_used(path: Path) -> bool:
 
 
 def _listen(path: Path) -> socket.socket:
-    _make_directory(path.parent)
-    with _locked(path.parent):
+    private_directory(path.parent)
+    with locked(path.parent):
         _sweep(path.parent)
         _clear(path)
         listener = socket.socket(socket.AF_UNIX)
@@ -104,22 +98,6 @@ def _listen(path: Path) -> socket.socket:
             listener.close()
             raise
     return listener
-
-
-def _make_directory(directory: Path) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, f"{directory} is not a directory")
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _sweep(directory: Path) -> None:

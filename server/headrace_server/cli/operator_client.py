@@ -17,7 +17,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from headrace_server.api.admin_documents import AdminModel, AdminModels, Drained, DrainStatus
+from headrace_server.api.admin_documents import AdminModel, AdminModels, Drained, DrainStatus, UsageReport
 from headrace_server.cli.control_socket import control_path, is_live, live_ports
 from headrace_server.errors import HeadraceError, UsageError
 from headrace_server.settings.loading import load_settings
@@ -64,6 +64,10 @@ class Operator:
     async def drain_status(self) -> DrainStatus:
         """How many requests are open."""
         return self._read(DrainStatus, await self._ask("GET", "/admin/drain"))
+
+    async def usage(self, num_days: int) -> UsageReport:
+        """What tenants have used in the last days."""
+        return self._read(UsageReport, await self._ask("GET", f"/admin/usage?days={num_days}"))
 
     async def events(self) -> AsyncIterator[AdminModel]:
         """Every model, and then every change of one, until the server ends."""

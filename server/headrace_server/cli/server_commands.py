@@ -1,4 +1,5 @@
-"""The commands about a running server: `ps`, `load`, `unload`, `pin`, `drain`; what they do is imported when they run.
+"""The commands about a running server: `ps`, `usage`, `load`, `unload`, `pin`, `drain`; what they do is imported when
+they run.
 
 Exit codes: 0 done, 1 there is no such server or it refused, 2 the command line or the configuration cannot work.
 """
@@ -34,6 +35,20 @@ def ps(
     from headrace_server.cli.memory_view import print_residents
 
     print_residents(_whereabouts(config, port, url, key), everything=everything, as_json=json)
+
+
+def usage(
+    since: Annotated[int, typer.Option(metavar="DAYS", min=1, max=400, help="How many days, with today (UTC).")] = 30,
+    config: ConfigOption = None,
+    port: PortOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show how many tokens each tenant of the running server has used, by model and day."""
+    from headrace_server.cli.usage_view import print_usage
+
+    print_usage(_whereabouts(config, port, url, key), since, as_json=json)
 
 
 def load(
@@ -94,7 +109,7 @@ def drain(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command."""
-    for command in (ps, load, unload, pin, drain):
+    for command in (ps, usage, load, unload, pin, drain):
         app.command()(command)
 
 

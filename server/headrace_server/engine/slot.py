@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeAlias
 
-from headrace_server.domain import ModelState, ModelStatus, Operation
+from headrace_server.domain import EngineCapacity, ModelState, ModelStatus, Operation
 from headrace_server.engine.base import Engine, EngineInfo
 from headrace_server.engine.catalog_entry import CatalogEntry
 from headrace_server.errors import RequestError, UnsupportedOperation
@@ -26,10 +26,11 @@ OnChange: TypeAlias = Callable[[ModelStatus], None]
 
 
 class Lease:
-    """The right to use one engine; `release` once, whatever happened."""
+    """The right to use one engine, which can take so much (`capacity`); `release` once, whatever happened."""
 
     def __init__(self, slot: "Slot", engine: Engine) -> None:
         self.engine = engine
+        self.capacity = EngineCapacity() if slot.info is None else slot.info.capacity
         self.model = slot.entry.id
         self._slot: Slot | None = slot
 

@@ -3,19 +3,20 @@
 For tests, load tests and clusters without accelerators. Deterministic: equal payloads and seeds give equal answers,
 made of words from a small vocabulary. Its speed is what its arguments say, its counters are exact, and it fails when
 told to. A request without a token limit ends by itself after 16 tokens; requests for JSON or a tool call get an
-instance of the schema. Reads no files, opens no sockets, starts no tasks.
+instance of the schema. Reads no files, opens no sockets; starts one task, and only where it works in steps.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 from headrace_server.domain import (
     GENERATING,
     POOLING,
     Demand,
+    EngineCapacity,
     EngineReply,
     EngineRequest,
     EngineStats,
@@ -27,17 +28,19 @@ from headrace_server.domain import (
 )
 from headrace_server.engine.base import EngineInfo, EngineSpec
 from headrace_server.engine.synthetic_dialect import Dialect, Envelope, encode, step_frames
-from headrace_server.engine.synthetic_generation import Item, Pace, Run, Sleep, Totals
+from headrace_server.engine.synthetic_generation import Account, Item, Pace, PacedPlace, Place, Run, Sleep, Totals, Work
 from headrace_server.engine.synthetic_messages import MessageDialect
 from headrace_server.engine.synthetic_options import options_of
 from headrace_server.engine.synthetic_payloads import Message, read
 from headrace_server.engine.synthetic_plan import Plan, bounded_tokens, plan_of
 from headrace_server.engine.synthetic_pooling import pooled, pooling_task
+from headrace_server.engine.synthetic_prefix_cache import PrefixCache, Prefixes
 from headrace_server.engine.synthetic_responses import ResponseDialect
 from headrace_server.engine.synthetic_slots import Slots
+from headrace_server.engine.synthetic_steps import Job, Steps
 from headrace_server.engine.synthetic_task import rendered, task_of
 from headrace_server.engine.synthetic_text import step_deltas
-from headrace_server.engine.synthetic_vocabulary import join, token_id
+from headrace_server.engine.synthetic_vocabulary import join, split, token_id
 from headrace_server.errors import EngineDied, InvalidRequest
 from headrace_server.generation import Generation
 
@@ -70,8 +73,11 @@ class SyntheticEngine:
         self._options = options_of(spec)
         self._sleep = sleep
         self._now = now
-        self._pace = Pace(self._options.ttft_seconds, self._options.itl_seconds, self._options.fail_after_tokens, sleep)
+        self._pace = Pace(self._options.ttft_seconds, self._options.itl_seconds, sleep)
         self._slots = Slots(self._options.max_num_seqs)
+        model = self._options.step_model
+        self._steps = None if model is None else Steps(model, sleep)
+        self._prefix_cache = PrefixCache() if self._options.prefix_caching else None
         self._totals = Totals()
         self._is_serving = False
 
@@ -79,7 +85,14 @@ class SyntheticEngine:
         """See `Engine.start`; takes `load_seconds`."""
         await self._sleep(self._options.load_seconds)
         self._is_serving = True
-        return EngineInfo(frozenset(Operation), self._options.max_model_len, self._options.memory_bytes)
+        options = self._options
+        return EngineInfo(frozenset(Operation), options.max_model_len, options.memory_bytes, self._capacity())
+
+    def _capacity(self) -> EngineCapacity:
+        options = self._options
+        if self._steps is None:
+            return EngineCapacity(options.max_num_seqs)
+        return EngineCapacity(options.max_num_seqs, options.max_num_batched_tokens, options.kv_cache_tokens)
 
     async def submit(self, request: EngineRequest, seat: Seat) -> EngineReply:
         """See `Engine.submit`. A stream waits for its slot when its first item is asked for."""
@@ -94,11 +107,13 @@ class SyntheticEngine:
 
     async def _generate(self, request: EngineRequest, seat: Seat) -> EngineReply:
         plan = self._plan(request)
-        await seat.take(Demand(plan.num_prompt_tokens, plan.num_generation_tokens))
+        await seat.take(Demand(plan.num_prompt_tokens, plan.num_generation_tokens, len(plan.choices)))
+        place = self._place(plan, request, seat)
         if request.operation in _DIALECTS:
-            return await self._written(plan, _DIALECTS[request.operation](plan, self._envelope(request)), request)
+            dialect = _DIALECTS[request.operation](plan, self._envelope(request))
+            return await self._written(plan, dialect, place, stream=request.stream)
         return Generation(
-            self._run(plan, step_deltas(plan, request.request_id)),
+            self._run(plan, step_deltas(plan, request.request_id), place),
             prompt_lengths=plan.prompt_lengths,
             num_choices=len(plan.choices),
             fingerprint="synthetic",
@@ -106,29 +121,49 @@ class SyntheticEngine:
 
     def _plan(self, request: EngineRequest) -> Plan:
         options = self._options
-        return plan_of(task_of(request), engine_seed=options.seed, max_model_len=options.max_model_len)
+        plan = plan_of(task_of(request), engine_seed=options.seed, max_model_len=options.max_model_len)
+        self._check_memory(plan.num_prompt_tokens + plan.num_generation_tokens)
+        return plan
 
-    async def _written(self, plan: Plan, dialect: Dialect, request: EngineRequest) -> EngineReply:
-        if request.stream:
-            return StreamReply(self._run(plan, step_frames(dialect, plan)))
-        async for _ in self._run(plan, repeat(None, plan.num_steps)):
+    def _check_memory(self, num_tokens: int) -> None:
+        size = self._options.kv_cache_tokens
+        if self._steps is not None and size is not None and num_tokens > size:
+            raise InvalidRequest(f"the request needs {num_tokens} tokens of memory; this model has {size}")
+
+    def _place(self, plan: Plan, request: EngineRequest, seat: Seat) -> Place:
+        work = Work(plan.prompt_lengths, tuple(plan.tokens_per_step()), Account(seat, self._totals))
+        cache = self._prefix_cache
+        prefixes = None if cache is None else Prefixes(cache, [*map(split, plan.task.prompts)], request.cache_salt)
+        return self._place_for(work, request, prefixes)
+
+    def _place_for(self, work: Work, request: EngineRequest, prefixes: Prefixes | None = None) -> Place:
+        if self._steps is None:
+            return PacedPlace(work, self._slots, self._pace)
+        return Job(self._steps, work, request.service_class.rank, prefixes)
+
+    async def _written(self, plan: Plan, dialect: Dialect, place: Place, *, stream: bool) -> EngineReply:
+        if stream:
+            return StreamReply(self._run(plan, step_frames(dialect, plan), place))
+        async for _ in self._run(plan, repeat(None, plan.num_steps), place):
             pass
         return UnaryReply(dialect.document())
 
-    def _run(self, plan: Plan, items: Iterator[Item]) -> Run[Item]:
-        return Run(plan, items, slots=self._slots, pace=self._pace, totals=self._totals)
+    def _run(self, plan: Plan, items: Iterator[Item], place: Place) -> Run[Item]:
+        return Run(plan, items, place, fail_after_tokens=self._options.fail_after_tokens)
 
     def _envelope(self, request: EngineRequest) -> Envelope:
         return Envelope(request.request_id, request.model, int(self._now()), request.payload)
 
     async def _pool(self, request: EngineRequest, seat: Seat) -> EngineReply:
         task = pooling_task(request, self._options.max_model_len)
+        self._check_memory(task.num_prompt_tokens)
         await seat.take(Demand(task.num_prompt_tokens, 0))
-        async with self._slots.place():
-            await self._pace.before_step(0)
-            body = await pooled(task, self._envelope(request), self._give_way)
-            self._totals.num_prompt_tokens += task.num_prompt_tokens
-        return UnaryReply(body)
+        place = self._place_for(Work((task.num_prompt_tokens,), (0,), Account(seat, self._totals)), request)
+        try:
+            await place.step()
+            return UnaryReply(await pooled(task, self._envelope(request), self._give_way))
+        finally:
+            place.leave()
 
     async def _give_way(self) -> None:
         await self._sleep(0)
@@ -158,12 +193,17 @@ class SyntheticEngine:
 
     def stats(self) -> EngineStats:
         """See `Engine.stats`; the counters are exact."""
+        return replace(
+            self._paced_stats() if self._steps is None else self._steps.stats(),
+            prompt_tokens_total=self._totals.num_prompt_tokens,
+            generation_tokens_total=self._totals.num_generation_tokens,
+        )
+
+    def _paced_stats(self) -> EngineStats:
         return EngineStats(
             num_requests_running=self._slots.num_running,
             num_requests_waiting=self._slots.num_waiting,
             kv_cache_usage=self._slots.num_running / self._options.max_num_seqs,
-            prompt_tokens_total=self._totals.num_prompt_tokens,
-            generation_tokens_total=self._totals.num_generation_tokens,
         )
 
     async def check(self) -> None:
@@ -179,3 +219,5 @@ class SyntheticEngine:
         """See `Engine.close`."""
         self._is_serving = False
         self._slots.close()
+        if self._steps is not None:
+            await self._steps.close()

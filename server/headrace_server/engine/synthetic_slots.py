@@ -6,8 +6,6 @@ that waits. Touched on the event loop only.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from headrace_server.errors import EngineDied
 
@@ -82,20 +80,6 @@ class Slots:
             if not turn.done():  # done: cancelled, and its task has not run since
                 self._running.add(ticket)
                 turn.set_result(None)
-
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Hold a place for the length of a block.
-
-        Raises:
-            EngineDied: the engine closed.
-        """
-        ticket = Ticket()
-        await self.enter(ticket)
-        try:
-            yield
-        finally:
-            self.leave(ticket)
 
     def close(self) -> None:
         """Take every place away; those who wait are told that the engine is down."""

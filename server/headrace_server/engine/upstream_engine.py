@@ -1,7 +1,8 @@
 """An engine that forwards to another OpenAI-compatible server, over TCP or a Unix socket.
 
-The payload goes out as it came, but for the model's name. Streams are passed on frame by frame, unary replies after
-they were seen to be JSON. One HTTP client lives as long as the engine; nothing is retried, because a request that
+The payload goes out as it came, but for the model's name and the wish for a stream's usage, which is heard here and
+passed on only to clients that asked. Streams are passed on frame by frame, unary replies after they were seen to be
+JSON. One HTTP client lives as long as the engine; nothing is retried, because a request that
 failed half way may have been charged. Whether the server can be reached is learnt from the requests themselves; once
 one could not connect, `check` asks again, at most every second.
 """
@@ -17,10 +18,8 @@ import httpx
 import msgspec
 
 from headrace_server.domain import (
-    Demand,
     EngineRequest,
     EngineStats,
-    JsonObject,
     Operation,
     Reply,
     Seat,
@@ -31,7 +30,9 @@ from headrace_server.engine.base import EngineInfo, EngineSpec
 from headrace_server.engine.upstream_client import body_of, is_compressed, open_client
 from headrace_server.engine.upstream_errors import from_status
 from headrace_server.engine.upstream_options import address_of, options_of
+from headrace_server.engine.upstream_payload import asking_for_usage, demand_of, wants_usage
 from headrace_server.engine.upstream_stream import UpstreamStream
+from headrace_server.engine.upstream_usage import UpstreamAccount
 from headrace_server.errors import Contended, EngineDown, EngineFault, RequestError
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ _MAX_ERROR_BYTES = 64 * 1024
 _MODELS_PATH = "/v1/models"
 _MODELS_TIMEOUT_SECONDS = 10.0
 _PROBE_INTERVAL_SECONDS = 1.0
-_OUTPUT_BOUNDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +56,6 @@ class _ModelList:
     data: tuple[_Model, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Usage:
-    """Token counts under OpenAI's two names and Anthropic's."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-
-
 @dataclass(slots=True)
 class _Counters:
     num_running: int = 0
@@ -74,6 +64,22 @@ class _Counters:
 
     def leave(self) -> None:
         self.num_running -= 1
+
+    def account(self, request: EngineRequest, seat: Seat) -> UpstreamAccount:
+        """Counts a request's tokens for its seat and for these counters."""
+        return UpstreamAccount(
+            seat,
+            request.operation,
+            on_prompt=self._began,
+            on_output=self._generated,
+            hides_usage=not wants_usage(request.payload),
+        )
+
+    def _began(self, num_tokens: int) -> None:
+        self.num_prompt_tokens += num_tokens
+
+    def _generated(self, num_tokens: int) -> None:
+        self.num_generation_tokens += num_tokens
 
 
 class UpstreamEngine:
@@ -125,13 +131,14 @@ class UpstreamEngine:
     async def submit(self, request: EngineRequest, seat: Seat) -> Reply:
         """See `Engine.submit`. A stream exists once the upstream has sent its headers. Nothing is tokenised here."""
         outgoing = self._outgoing(request)
-        await seat.take(_demand(request.payload))
+        await seat.take(demand_of(request.payload))
+        account = self._counters.account(request, seat)
         self._counters.num_running += 1
         try:
             response = await self._send(outgoing)
             if request.stream and response.is_success:
-                return await self._stream(response, request.operation)
-            reply = await self._unary(response)
+                return await self._stream(response, request.operation, account)
+            reply = await self._unary(response, account)
         except BaseException:
             self._counters.leave()
             raise
@@ -139,7 +146,7 @@ class UpstreamEngine:
         return reply
 
     def _outgoing(self, request: EngineRequest) -> httpx.Request:
-        payload = dict(request.payload)
+        payload = asking_for_usage(request)
         if self._options.upstream_model is not None:
             payload["model"] = self._options.upstream_model
         headers = {
@@ -169,21 +176,23 @@ class UpstreamEngine:
         self._is_reachable = True
         return response
 
-    async def _stream(self, response: httpx.Response, operation: Operation) -> StreamReply:
+    async def _stream(self, response: httpx.Response, operation: Operation, account: UpstreamAccount) -> StreamReply:
         kind = response.headers.get("content-type", "")
         if not kind.startswith("text/event-stream") or is_compressed(response):
             await response.aclose()
             raise EngineFault("the upstream server did not answer with a stream")
-        return StreamReply(UpstreamStream(response, operation, self._counters.leave))
+        return StreamReply(UpstreamStream(response, operation, account, self._counters.leave))
 
-    async def _unary(self, response: httpx.Response) -> UnaryReply:
+    async def _unary(self, response: httpx.Response, account: UpstreamAccount) -> UnaryReply:
         if not response.is_success:
             body = await body_of(response, max_bytes=_MAX_ERROR_BYTES)
             raise self._refusal(response, body)
         body = await body_of(response)
         if is_compressed(response):
             raise EngineFault("the upstream server compressed its answer unasked")
-        return UnaryReply(self._checked(body))
+        reply = UnaryReply(self._checked(body))
+        account.document(body)
+        return reply
 
     def _refusal(self, response: httpx.Response, body: bytes) -> RequestError:
         error = from_status(response.status_code, response.headers, body)
@@ -192,7 +201,7 @@ class UpstreamEngine:
         return error
 
     def _checked(self, body: bytes) -> bytes:
-        """The reply under our name of the model, and its usage counted.
+        """The reply under our name of the model.
 
         Raises:
             EngineFault: it is no JSON object.
@@ -202,23 +211,13 @@ class UpstreamEngine:
             document = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise EngineFault("the upstream server's answer is not understood") from None
-        if "usage" in document:
-            self._count(document["usage"])
         if self._options.upstream_model is None or "model" not in document:
             return body
         document["model"] = msgspec.Raw(msgspec.json.encode(self._model))
         return msgspec.json.encode(document)
 
-    def _count(self, raw: msgspec.Raw) -> None:
-        try:
-            usage = msgspec.json.decode(raw, type=_Usage | None) or _Usage()
-        except msgspec.DecodeError:
-            return
-        self._counters.num_prompt_tokens += usage.prompt_tokens or usage.input_tokens or 0
-        self._counters.num_generation_tokens += usage.completion_tokens or usage.output_tokens or 0
-
     def stats(self) -> EngineStats:
-        """See `Engine.stats`. Tokens are those that unary replies report; what waits over there is not known."""
+        """See `Engine.stats`. Tokens are those that the server tells of; what waits over there is not known."""
         return EngineStats(
             num_requests_running=self._counters.num_running,
             prompt_tokens_total=self._counters.num_prompt_tokens,
@@ -260,8 +259,3 @@ class UpstreamEngine:
 
 def _unreachable() -> EngineDown:
     return EngineDown("the upstream server cannot be reached")
-
-
-def _demand(payload: JsonObject) -> Demand:
-    bounds = (payload.get(name) for name in _OUTPUT_BOUNDS)
-    return Demand(None, next((bound for bound in bounds if isinstance(bound, int)), None))

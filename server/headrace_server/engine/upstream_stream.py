@@ -12,6 +12,7 @@ import httpx
 
 from headrace_server.domain import Operation
 from headrace_server.engine.upstream_frames import FrameBuffer, failure_in, is_comment, is_terminal
+from headrace_server.engine.upstream_usage import UpstreamAccount
 from headrace_server.errors import EngineDown, EngineFault
 
 # How long a complete answer's response may take to end; if it does, its connection can be used again.
@@ -19,12 +20,16 @@ _DRAIN_SECONDS = 0.5
 
 
 class UpstreamStream:
-    """See `domain.EventStream`. `on_end` is called once, as soon as the stream is over."""
+    """See `domain.EventStream`. `on_end` is called once, as soon as the stream is over; `account` sees what is passed
+    on."""
 
-    def __init__(self, response: httpx.Response, operation: Operation, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, response: httpx.Response, operation: Operation, account: UpstreamAccount, on_end: Callable[[], None]
+    ) -> None:
         self._response = response
         self._chunks = response.aiter_raw()
         self._operation = operation
+        self._account = account
         self._on_end = on_end
         self._buffer = FrameBuffer()
         self._failure: EngineFault | None = None
@@ -53,7 +58,7 @@ class UpstreamStream:
     async def _next(self) -> bytes:
         if self._failure is not None:
             raise self._failure
-        while not (block := await self._block()) or is_comment(block):
+        while not (block := await self._passable()):
             pass
         failure = failure_in(block)
         if failure is None:
@@ -63,6 +68,11 @@ class UpstreamStream:
             raise failure.error
         self._failure = failure.error
         return failure.before
+
+    async def _passable(self) -> bytes:
+        """Frames for the client; empty where these were not."""
+        block = await self._block()
+        return b"" if is_comment(block) else self._account.passed(block)
 
     async def _block(self) -> bytes:
         chunk = await self._chunk()

@@ -28,8 +28,6 @@ from headrace_server.engine.vllm_start import Built, build, forks_for, preload
 from headrace_server.errors import EngineDied, EngineFault
 
 if TYPE_CHECKING:
-    from starlette.datastructures import State
-
     from headrace_server.engine.vllm_generation import VllmGeneration
     from headrace_server.engine.vllm_llm import EngineLlm
     from headrace_server.engine.vllm_serving import VllmServing
@@ -69,6 +67,8 @@ class VllmEngine:
             raise EngineFault(f"the engine did not start: {reason}") from error
 
     async def _start(self, seam: Seam) -> EngineInfo:
+        from headrace_server.engine.vllm_capacity import capacity_of
+
         # A thread of its own: it may wait for weights, and those that everybody shares are few.
         thread = ThreadPoolExecutor(1, thread_name_prefix="vllm-start")
         try:
@@ -76,31 +76,33 @@ class VllmEngine:
         finally:
             thread.shutdown(wait=False)
         self._llm = built.llm
-        state = await self._open_serving(built)
+        await self._open_serving(built)
         memory_bytes = await asyncio.to_thread(self._settle)
         operations = self._require(self._generation).operations() | self._require(self._serving).operations()
-        return EngineInfo(operations, state.vllm_config.model_config.max_model_len, memory_bytes)
+        config = built.llm.vllm_config
+        return EngineInfo(operations, config.model_config.max_model_len, memory_bytes, capacity_of(config))
 
-    async def _open_serving(self, built: Built) -> "State":
+    async def _open_serving(self, built: Built) -> None:
         from starlette.datastructures import State
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
         from headrace_server.engine.vllm_errors import explanation
         from headrace_server.engine.vllm_gated_client import GatedEngineClient
         from headrace_server.engine.vllm_generation import VllmGeneration
+        from headrace_server.engine.vllm_meter import Meter
         from headrace_server.engine.vllm_renderer import OneVisitRenderer
         from headrace_server.engine.vllm_serving import VllmServing
 
         llm, counters = built.llm, built.counters
         await llm.reset_mm_cache()
         state = State()
-        await init_app_state(GatedEngineClient(llm, counters), state, built.args, await llm.get_supported_tasks())
+        await init_app_state(GatedEngineClient(llm), state, built.args, await llm.get_supported_tasks())
         state.online_renderer.renderer = OneVisitRenderer(state.online_renderer.renderer)
         explain = explanation(self._is_gone)
         self._counters = counters
-        self._generation = VllmGeneration(llm, state, counters, explain)
+        Meter(llm.output_processor, counters)
+        self._generation = VllmGeneration(llm, state, explain)
         self._serving = VllmServing(state, explain)
-        return state
 
     def _settle(self) -> int | None:
         """Everything is up: watch it, measure it. Returns the bytes that it takes. In a thread."""

@@ -20,7 +20,7 @@ from headrace_server.engine.vllm_choices import Choice, check_finish
 from headrace_server.engine.vllm_completion import VllmCompletion
 from headrace_server.engine.vllm_errors import Explain
 from headrace_server.engine.vllm_prompts import Opened
-from headrace_server.engine.vllm_stats import StepCounters
+from headrace_server.engine.vllm_seat import SeatInUse, using_seat
 from headrace_server.engine.vllm_wire import wire_request
 from headrace_server.generation import Delta, Generation
 
@@ -28,9 +28,8 @@ from headrace_server.generation import Delta, Generation
 class VllmGeneration:
     """Opens generations on one engine; `explain` makes our error of whatever vLLM raises."""
 
-    def __init__(self, client: EngineClient, state: State, counters: StepCounters, explain: Explain) -> None:
+    def __init__(self, client: EngineClient, state: State, explain: Explain) -> None:
         self._client = client
-        self._counters = counters
         self._generates = getattr(state, "openai_serving_chat", None) is not None
         self._chat = VllmChat(getattr(state, "openai_serving_chat", None))
         self._completion = VllmCompletion(getattr(state, "openai_serving_completion", None))
@@ -52,7 +51,7 @@ class VllmGeneration:
             raise self._explain(error) from error
         await seat.take(opened.demand())
         return Generation(
-            self._deltas(opened, request.request_id),
+            self._deltas(opened, request, seat),
             prompt_lengths=tuple(prompt.num_tokens for prompt in opened.prompts),
             num_choices=len(opened.choices),
             role=opened.role,
@@ -64,28 +63,34 @@ class VllmGeneration:
         opener = self._chat if isinstance(wire, ChatCompletionRequest) else self._completion
         return await opener.opened(wire)
 
-    async def _deltas(self, opened: Opened, request_id: str) -> AsyncGenerator[Sequence[Delta], None]:
-        parts, results = opened.choices_by_prompt(), self._results(opened, request_id)
-        unread = {number: prompt.num_tokens for number, prompt in enumerate(opened.prompts)}
+    async def _deltas(
+        self, opened: Opened, request: EngineRequest, seat: Seat
+    ) -> AsyncGenerator[Sequence[Delta], None]:
+        place = using_seat(seat, request)  # by whoever reads, which is where the engine is asked
+        parts, results = opened.choices_by_prompt(), self._results(opened, request.request_id, place)
         echo = [Delta(index, opened.echo, 0) for index in range(len(opened.choices))] if opened.echo else []
         try:
             async with aclosing(results):
                 async for number, result in results:
-                    if unread:
-                        self._counters.began(unread.pop(number, 0))
                     step = _step(result, parts[number])
-                    for delta in step:
-                        self._counters.generated(delta.num_tokens)
                     yield [*echo, *step] if echo else step
                     echo = []
         except Exception as error:
             raise self._explain(error) from error
 
-    def _results(self, opened: Opened, request_id: str) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    def _results(
+        self, opened: Opened, request_id: str, place: SeatInUse
+    ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """What comes for each prompt, with the prompt's number."""
         merged: AsyncGenerator[tuple[int, RequestOutput], None] = merge_async_iterators(
             *(
-                self._client.generate(prompt.engine_input, prompt.parameters, f"{request_id}-{n}", **prompt.options)
+                self._client.generate(
+                    place.salted(prompt.engine_input),
+                    prompt.parameters,
+                    f"{request_id}-{n}",
+                    priority=place.priority,
+                    **prompt.options,
+                )
                 for n, prompt in enumerate(opened.prompts)
             )
         )

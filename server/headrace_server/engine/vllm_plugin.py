@@ -1,8 +1,9 @@
 """What vLLM loads in each of its processes, through the entry point `vllm.general_plugins`.
 
 The loader of models in our store, registered under its load format. In processes of an engine of ours, how they start
-others, and that heartbeats are cheap. And an end: EngineCore and workers end with the process that started them, for a
-server that is killed cannot stop them, and vLLM's own processes otherwise live on and hold their memory.
+others, that heartbeats are cheap, and that seeds do no harm. And an end: EngineCore and workers end with the process
+that started them, for a server that is killed cannot stop them, and vLLM's own processes otherwise live on and hold
+their memory.
 """
 
 import multiprocessing
@@ -25,6 +26,7 @@ def register() -> None:
 
     if adopt():
         _rest_after_heartbeats()
+        _rewind_seeds()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), name="end-with-parent", daemon=True).start()
@@ -45,6 +47,26 @@ def _rest_after_heartbeats() -> None:
             waiting.last_read = time.monotonic() - waiting.busy_loop_s + _MOMENT_SECONDS
 
     WorkerProc._execute_worker_rpc = execute_and_rest
+
+
+def _rewind_seeds() -> None:
+    """Where a prompt is computed in several steps, vLLM turns the random numbers of a request with a seed back after
+    each but the last, by an offset that generators on CPUs do not have: the engine ends. Before the first token that
+    is the same as to begin again."""
+    import torch
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+
+    class RewindableGenerator(torch.Generator):
+        def get_offset(self) -> int:
+            return 0
+
+        def set_offset(self, offset: int) -> None:
+            self.manual_seed(self.initial_seed())
+
+    torch.Generator = RewindableGenerator
 
 
 def _end_with(parent: BaseProcess) -> None:

@@ -56,6 +56,7 @@ class Opened:
         return Demand(
             num_prompt_tokens=sum(prompt.num_tokens for prompt in self.prompts),
             max_output_tokens=sum((prompt.parameters.max_tokens or 0) * prompt.parameters.n for prompt in self.prompts),
+            num_sequences=len(self.choices),
         )
 
 

@@ -17,7 +17,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from headrace_server.domain import Demand, EngineRequest, Operation, Reply, Seat, StreamReply, UnaryReply
 from headrace_server.engine.vllm_errors import Explain, aborted, from_document
-from headrace_server.engine.vllm_gated_client import using_seat
+from headrace_server.engine.vllm_seat import SeatInUse, using_seat
 from headrace_server.engine.vllm_wire import wire_request
 from headrace_server.errors import EngineFault, UnsupportedOperation
 
@@ -61,15 +61,15 @@ class VllmServing:
         if handler is None:
             raise UnsupportedOperation(f"model {request.model!r} does not serve {request.operation.value}")
         wire = wire_request(request)
-        place = using_seat(seat)
+        place = using_seat(seat, request)
         if request.operation in _WITHOUT_ENGINE:
             await place.take(Demand(0, 0))
         try:
-            return self._reply(await handler(wire, None), request.operation, seat)
+            return self._reply(await handler(wire, None), request.operation, place)
         except Exception as error:
             raise place.refusal or self._explain(error) from error
 
-    def _reply(self, answer: object, operation: Operation, seat: Seat) -> Reply:
+    def _reply(self, answer: object, operation: Operation, place: SeatInUse) -> Reply:
         match answer:
             case ErrorResponse():
                 raise from_document(answer)
@@ -79,13 +79,13 @@ class VllmServing:
                 anthropic = operation is Operation.MESSAGE  # whose clients do not expect nulls
                 return UnaryReply(answer.model_dump_json(exclude_none=anthropic, by_alias=True).encode())
             case AsyncGenerator():
-                return StreamReply(self._events(answer, seat))
+                return StreamReply(self._events(answer, place))
             case _:
                 raise EngineFault("the engine answered in a form that is not understood")
 
-    async def _events(self, frames: AsyncGenerator[Any, None], seat: Seat) -> AsyncGenerator[bytes, None]:
+    async def _events(self, frames: AsyncGenerator[Any, None], place: SeatInUse) -> AsyncGenerator[bytes, None]:
         """The frames, none before the seat is taken: vLLM announces a response before it asks its engine."""
-        place = using_seat(seat)
+        place.use()
         held: list[bytes] = []
         async with aclosing(frames):
             try:

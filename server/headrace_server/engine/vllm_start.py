@@ -78,8 +78,10 @@ def _import() -> None:
     import vllm.entrypoints.launchers.api_server.app_state
     import vllm.entrypoints.launchers.cli_args  # noqa: F401
 
+    import headrace_server.engine.vllm_capacity
     import headrace_server.engine.vllm_generation
     import headrace_server.engine.vllm_llm
+    import headrace_server.engine.vllm_meter
     import headrace_server.engine.vllm_serving  # noqa: F401
 
 
@@ -164,10 +166,14 @@ def _configured(spec: EngineSpec, seam: Seam) -> "tuple[Namespace, VllmConfig]":
     from vllm.usage.usage_lib import UsageContext
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    from headrace_server.engine.vllm_capacity import share_steps
+
     envs.disable_envs_cache()  # of an engine before this one
     cpu = current_platform.is_cpu()
     args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(command_line(spec, cpu=cpu))
     config = AsyncEngineArgs.from_cli_args(args).create_engine_config(UsageContext.OPENAI_API_SERVER)
+    share_steps(config)
+    config.observability_config.enable_logging_iteration_details = True  # told to our logger, which writes no lines
     variables = engine_variables(
         seam.folder,
         cpus=spec.cpus,

@@ -14,6 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from headrace_server.domain import EngineStats, ModelId, ModelState, ModelStatus
+from headrace_server.observability.request_metrics import QueueCounts, RequestMetrics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _CACHE_SECONDS = 0.5
@@ -63,12 +64,21 @@ class Metrics:
             ["model"],
             registry=self._registry,
         )
+        self._requests_of_models: RequestMetrics | None = None
         self._body = b""
         self._body_expires = float("-inf")
 
     def watch(self, stats: StatsReader, statuses: StatusReader) -> None:
         """Report these engines from now on."""
-        self._registry.register(_EngineCollector(stats, statuses))
+        self._registry.register(_EngineCollector(stats, statuses, self._queued))
+
+    def watch_requests(self, requests: RequestMetrics) -> None:
+        """Report these requests from now on."""
+        self._requests_of_models = requests
+        self._registry.register(requests)
+
+    def _queued(self) -> QueueCounts:
+        return {} if self._requests_of_models is None else self._requests_of_models.queued()
 
     def watch_server(
         self, *, models: Iterable[ModelId], memory_budget_bytes: int | None, is_draining: Callable[[], bool]
@@ -115,14 +125,15 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    def __init__(self, stats: StatsReader, statuses: StatusReader) -> None:
+    def __init__(self, stats: StatsReader, statuses: StatusReader, queued: Callable[[], QueueCounts]) -> None:
         self._stats = stats
         self._statuses = statuses
+        self._queued = queued
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
         yield from _per_model(stats)
-        yield from _pod_aggregates(stats)
+        yield from _pod_aggregates(stats, sum(num_waiting for num_waiting, _ in self._queued().values()))
         statuses = self._statuses()
         yield _states(statuses)
         yield from _residency(statuses)
@@ -132,7 +143,7 @@ def _per_model(stats: Mapping[ModelId, EngineStats]) -> Iterator[Metric]:
     running = GaugeMetricFamily("headrace_engine_requests_running", "Requests in the engine's batch", labels=["model"])
     waiting = GaugeMetricFamily("headrace_engine_requests_waiting", "Requests in the engine's queue", labels=["model"])
     kv_usage = GaugeMetricFamily("headrace_engine_kv_cache_usage_ratio", "KV blocks in use, of 1", labels=["model"])
-    prompt = CounterMetricFamily("headrace_engine_prompt_tokens", "Prompt tokens computed", labels=["model"])
+    prompt = CounterMetricFamily("headrace_engine_prompt_tokens", "Prompt tokens, with cached ones", labels=["model"])
     generated = CounterMetricFamily("headrace_engine_generation_tokens", "Tokens generated", labels=["model"])
     for model, s in stats.items():
         running.add_metric([model], s.num_requests_running)
@@ -143,13 +154,16 @@ def _per_model(stats: Mapping[ModelId, EngineStats]) -> Iterator[Metric]:
     yield from (running, waiting, kv_usage, prompt, generated)
 
 
-def _pod_aggregates(stats: Mapping[ModelId, EngineStats]) -> Iterator[Metric]:
+def _pod_aggregates(stats: Mapping[ModelId, EngineStats], num_queued: int) -> Iterator[Metric]:
+    """`num_queued` requests wait before the engines."""
     engines = list(stats.values())
     yield GaugeMetricFamily(
         "vllm:num_requests_running", "Requests in all engines", sum(s.num_requests_running for s in engines)
     )
     yield GaugeMetricFamily(
-        "vllm:num_requests_waiting", "Requests in all queues", sum(s.num_requests_waiting for s in engines)
+        "vllm:num_requests_waiting",
+        "Requests in all queues, before the engines and in them",
+        num_queued + sum(s.num_requests_waiting for s in engines),
     )
     yield GaugeMetricFamily(
         "vllm:kv_cache_usage_perc",

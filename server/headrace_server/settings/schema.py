@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BaseModel,
     ByteSize,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -22,21 +20,17 @@ from pydantic import (
 )
 
 from headrace_models.trust import Trust
+from headrace_server.settings.access import AuthSettings, TenantSettings
+from headrace_server.settings.scheduling import SchedulingSettings
+from headrace_server.settings.sections import MIB, ModelName, Section, Size
 
 DEFAULT_MODEL = "embedded:smollm2-135m-instruct"
-MIB = 1024**2
 
 _HOST = r"([A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\])"
 HostAndPort = Annotated[str, StringConstraints(pattern=rf"^{_HOST}(:[0-9]{{1,5}})?$")]
-Size = Annotated[ByteSize, Field(gt=0)]  # a number of bytes, or `3GiB`
-ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$")]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TlsSettings(_Section):
+class TlsSettings(Section):
     """Serve HTTPS from PEM files."""
 
     cert_file: Path | None = Field(None, description="certificate chain, PEM")
@@ -49,13 +43,13 @@ class TlsSettings(_Section):
         return self
 
 
-class CorsSettings(_Section):
+class CorsSettings(Section):
     """Let pages from other origins call this server."""
 
     allow_origins: tuple[str, ...] = Field((), description="origins, `*` for any; empty: no CORS headers")
 
 
-class ServerSettings(_Section):
+class ServerSettings(Section):
     """The HTTP front."""
 
     host: str = Field("127.0.0.1", description="address to bind; beyond loopback only with keys, or `auth.mode: none`")
@@ -76,13 +70,14 @@ class ServerSettings(_Section):
         30.0, description="how long requests that were admitted may go on once the server is told to stop"
     )
     state_dir: Path = Field(
-        Path("~/.local/state/headrace"), description="where the server keeps what is its own: its control socket"
+        Path("~/.local/state/headrace"),
+        description="where the server keeps what is its own: its control socket, keys, usage",
     )
     tls: TlsSettings = Field(TlsSettings())
     cors: CorsSettings = Field(CorsSettings())
 
 
-class CacheSettings(_Section):
+class CacheSettings(Section):
     """The model cache."""
 
     dir: Path = Field(Path("~/.cache/headrace"), description="where models are kept")
@@ -98,7 +93,7 @@ class CacheSettings(_Section):
     )
 
 
-class EngineSettings(_Section):
+class EngineSettings(Section):
     """The engine pool: which models are in memory, and for how long."""
 
     memory_budget_bytes: Size | None = Field(
@@ -134,39 +129,12 @@ class LoadWhen(StrEnum):
     DEMAND = "demand"
 
 
-class AuthMode(StrEnum):
-    """Who may call."""
-
-    KEYS = "keys"
-    NONE = "none"
-
-
-class AuthSettings(_Section):
-    """Who may call."""
-
-    mode: AuthMode | None = Field(
-        None,
-        description="`keys` or `none`; unset: keys where `keys_file` is set, else none and loopback only",
-    )
-    keys_file: Path | None = Field(None, description="file with one API key per line; `#` starts a comment")
-
-    @model_validator(mode="after")
-    def _keys_need_a_file(self) -> Self:
-        if self.mode is AuthMode.KEYS and self.keys_file is None:
-            raise ValueError("auth.mode: keys needs auth.keys_file")
-        return self
-
-    @property
-    def effective_mode(self) -> AuthMode:
-        return self.mode or (AuthMode.KEYS if self.keys_file else AuthMode.NONE)
-
-
-class EngineArguments(_Section):
+class EngineArguments(Section):
     """The vLLM arguments that may be set; names and meaning are vLLM's. Unset keys take the engine's default."""
 
     max_model_len: PositiveInt | None = Field(None, description="context length in tokens")
     max_num_seqs: PositiveInt | None = Field(None, description="most sequences in one step")
-    max_num_batched_tokens: PositiveInt | None = Field(None, description="most tokens in one step")
+    max_num_batched_tokens: PositiveInt | None = Field(None, description="most tokens in one step; 256 on CPU")
     kv_cache_memory_bytes: Size | None = Field(None, description="KV-cache size; 1 GiB on CPU")
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="share of the GPU's memory to use")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = Field(None, description="computing precision")
@@ -202,7 +170,7 @@ class EngineKind(StrEnum):
     SYNTHETIC = "synthetic"
 
 
-class SyntheticArguments(_Section):
+class SyntheticArguments(Section):
     """How the synthetic engine behaves; it has no weights and serves tests and load tests."""
 
     ttft_ms: float = Field(0.0, ge=0, description="time to first token")
@@ -213,9 +181,15 @@ class SyntheticArguments(_Section):
     load_seconds: float = Field(0.0, ge=0, description="how long a start takes")
     memory_bytes: ByteSize = Field(ByteSize(0), ge=0, description="memory that it is counted with")
     fail_after_tokens: PositiveInt | None = Field(None, description="fault: fail each request after so many tokens")
+    step_ms: float = Field(0.0, ge=0, description="work in steps, as an engine does, of at least so long; 0: do not")
+    decode_us_per_sequence: float = Field(0.0, ge=0, description="what a sequence that decodes adds to a step")
+    prefill_us_per_token: float = Field(0.0, ge=0, description="what a prompt's token adds to a step")
+    max_num_batched_tokens: PositiveInt = Field(2048, description="most tokens in one step")
+    kv_cache_tokens: PositiveInt | None = Field(None, description="tokens that fit in memory; unset: any number")
+    prefix_caching: bool = Field(False, description="prompts that begin like earlier ones cost less")
 
 
-class UpstreamArguments(_Section):
+class UpstreamArguments(Section):
     """Another OpenAI-compatible server that runs the model."""
 
     url: str | None = Field(None, description="`http(s)://host:port[/prefix]` or `unix:///path/to/socket`")
@@ -224,7 +198,7 @@ class UpstreamArguments(_Section):
     connect_timeout_seconds: PositiveFloat = Field(5.0, description="how long a connection may take")
 
 
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """One model of the catalog."""
 
     id: ModelName = Field(description="the name that clients use")
@@ -274,7 +248,7 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
-class TelemetrySettings(_Section):
+class TelemetrySettings(Section):
     """Logs."""
 
     log_format: LogFormat = Field(LogFormat.AUTO, description="`json`, `text`, or `auto`: text on a terminal")
@@ -282,13 +256,15 @@ class TelemetrySettings(_Section):
     access_log: bool = Field(True, description="one line per request")
 
 
-class Settings(_Section):
+class Settings(Section):
     """The whole configuration."""
 
     server: ServerSettings = Field(ServerSettings())
     cache: CacheSettings = Field(CacheSettings())
     engine: EngineSettings = Field(EngineSettings())
     auth: AuthSettings = Field(AuthSettings())
+    tenants: tuple[TenantSettings, ...] = Field(())
+    scheduling: SchedulingSettings = Field(SchedulingSettings())
     models: tuple[ModelSettings, ...] = Field(())
     telemetry: TelemetrySettings = Field(TelemetrySettings())
 
@@ -302,12 +278,12 @@ class Settings(_Section):
         return self
 
     @model_validator(mode="after")
-    def _open_only_on_purpose(self) -> Self:
-        if not is_loopback(self.server.host) and self.auth.mode is None and self.auth.keys_file is None:
-            raise ValueError(
-                f"server.host {self.server.host} can be reached from other machines and nobody needs a key: "
-                "set auth.keys_file, or auth.mode: none to allow everyone"
-            )
+    def _tenants_are_unique(self) -> Self:
+        seen: set[str] = set()
+        for tenant in self.tenants:
+            if tenant.id in seen:
+                raise ValueError(f"the tenant {tenant.id!r} is there twice")
+            seen.add(tenant.id)
         return self
 
 

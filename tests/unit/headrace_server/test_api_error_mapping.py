@@ -25,6 +25,7 @@ from headrace_server.errors import (
     ClientGone,
     Contended,
     DeadlineExpired,
+    DeadlineUnmeetable,
     Draining,
     EngineDied,
     EngineDown,
@@ -35,6 +36,7 @@ from headrace_server.errors import (
     ModelNotFound,
     NoRoomForModel,
     NotAllowed,
+    QuotaExceeded,
     RequestError,
     RequestQuarantined,
     RequestTooLarge,
@@ -56,6 +58,8 @@ CONTRACT = {
     RequestTooLarge: 413,
     UnsupportedMediaType: 415,
     Contended: 429,
+    DeadlineUnmeetable: 429,
+    QuotaExceeded: 429,
     EngineFault: 500,
     RequestQuarantined: 500,
     Unavailable: 503,
@@ -139,6 +143,35 @@ def test_a_retry_time_is_given_in_whole_seconds_rounded_up_and_in_milliseconds()
     headers = error_response(Contended("later", retry_after_seconds=1.25)).headers
     assert (headers["retry-after"], headers["retry-after-ms"]) == ("2", "1250")
     assert "retry-after" not in error_response(Contended("later")).headers
+
+
+def test_a_retry_time_is_never_too_early() -> None:
+    headers = error_response(Contended("later", retry_after_seconds=0.0501)).headers
+    assert (headers["retry-after"], headers["retry-after-ms"]) == ("1", "51")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.0, "0ms"), (0.0171, "18ms"), (1.0, "1s"), (1.21, "1.3s"), (59.99, "60s"), (60.0, "1m0s"), (360.2, "6m1s")],
+)
+def test_a_quota_says_what_it_is_what_is_left_and_when_it_is_whole_again(seconds: float, shown: str) -> None:
+    error = QuotaExceeded("no", limit_tokens=600, remaining_tokens=3, reset_seconds=seconds, retry_after_seconds=1.5)
+    response = error_response(error)
+    assert (response.status_code, response.headers["retry-after-ms"]) == (429, "1500")
+    assert response.headers["x-ratelimit-limit-tokens"] == "600"
+    assert response.headers["x-ratelimit-remaining-tokens"] == "3"
+    assert response.headers["x-ratelimit-reset-tokens"] == shown
+
+
+def test_a_quota_that_takes_hours_is_told_in_hours() -> None:
+    error = QuotaExceeded("no", limit_tokens=1, remaining_tokens=0, reset_seconds=3661, retry_after_seconds=60)
+    assert error_response(error).headers["x-ratelimit-reset-tokens"] == "1h1m1s"
+
+
+def test_a_deadline_that_cannot_be_met_is_not_to_be_tried_again() -> None:
+    headers = error_response(DeadlineUnmeetable("no", retry_after_seconds=5)).headers
+    assert headers["x-should-retry"] == "false"
+    assert "retry-after" not in headers
 
 
 def test_a_missing_key_names_the_scheme_and_an_expired_deadline_says_not_to_retry() -> None:

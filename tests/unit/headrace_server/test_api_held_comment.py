@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from headrace_server.api.held_comment import held_comment
+from headrace_server.api.held_comment import held_comment, queue_comment
 from headrace_server.api.sse import KEEP_ALIVE
 from headrace_server.domain import ModelId, ModelState, ModelStatus
+from headrace_server.queueing import Outlook
 
 LOADING = ModelStatus(ModelId("smollm2"), ModelState.LOADING, "s", 0, detail="waiting for memory", eta_seconds=7.4)
 
@@ -36,3 +37,15 @@ def test_nothing_is_said_to_take_no_time() -> None:
 
 def test_a_model_whose_engine_died_is_restarting() -> None:
     assert held_comment(replace(LOADING, is_restarting=True)) == b": restarting smollm2, about 7 s\n\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "comment"),
+    [
+        (2.4, b": queued, position 3, about 2 s\n\n"),
+        (0.1, b": queued, position 3, about 1 s\n\n"),
+        (None, b": queued, position 3\n\n"),
+    ],
+)
+def test_a_request_in_the_queue_is_told_its_position_and_for_how_long(seconds: float | None, comment: bytes) -> None:
+    assert queue_comment(Outlook(3, seconds)) == comment

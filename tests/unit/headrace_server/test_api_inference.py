@@ -2,13 +2,17 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 
 import pytest
 
-from headrace_server.api.inference import MAX_DEADLINE_MS
-from headrace_server.errors import EngineFault
-from tests.fakes.engine import DONE, FakeEngine, FakeStream, unary
+from headrace_server.api.request_class import MAX_DEADLINE_MS
+from headrace_server.domain import ServiceClass
+from headrace_server.errors import Contended, EngineFault
+from headrace_server.queueing import Outlook
+from tests.fakes.admission import FakeAdmission
+from tests.fakes.engine import DONE, FakeEngine, FakeStream, frame, unary
 from tests.fakes.server import CHAT_BODY, STREAM_BODY, build_stage, in_process, served
 
 pytestmark = pytest.mark.timeout(60)
@@ -16,6 +20,7 @@ pytestmark = pytest.mark.timeout(60)
 URL = "/v1/chat/completions"
 DEADLINE = "x-headrace-deadline-ms"
 STATE = "x-headrace-model-state"
+QUEUE = "x-headrace-queue-ms"
 
 
 @pytest.mark.parametrize("milliseconds", [1, 2500, MAX_DEADLINE_MS])
@@ -149,3 +154,87 @@ async def test_the_listing_says_when_a_model_on_its_way_may_serve() -> None:
         assert model["eta_seconds"] >= 0
         engine.start_gate.set()
         assert (await asking).status_code == 200
+
+
+# ------------------------------------------------------------------------------------------- class, size, queue
+
+
+async def test_a_request_goes_on_with_its_class_its_tenant_and_its_size() -> None:
+    engine = FakeEngine([unary()])
+    content = json.dumps(CHAT_BODY)
+    async with in_process(build_stage(engine)) as client:
+        headers = {"x-headrace-class": "batch", "content-type": "application/json"}
+        assert (await client.post(URL, content=content, headers=headers)).status_code == 200
+    (seen,) = engine.requests
+    assert (seen.service_class, seen.caller.tenant, seen.num_bytes) == (ServiceClass.BATCH, "default", len(content))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_says_how_long_the_request_waited_for_its_turn(stream: bool) -> None:
+    admission, events = FakeAdmission(is_open=False), FakeStream(DONE)
+    events.end()
+    engine = FakeEngine([events if stream else unary()])
+    async with in_process(build_stage(engine, admission=admission)) as client:
+        asking = asyncio.create_task(client.post(URL, json=STREAM_BODY if stream else CHAT_BODY))
+        await admission.entered.wait()
+        admission.places[0].waited_seconds = 1.2344
+        admission.let_in()
+        response = await asking
+    assert (response.status_code, response.headers[QUEUE]) == (200, "1234")
+
+
+async def test_a_request_that_never_asked_for_its_turn_does_not_say_how_long_it_waited() -> None:
+    admission = FakeAdmission()
+    admission.door_error = Contended("too many")
+    async with in_process(build_stage(FakeEngine(), admission=admission)) as client:
+        response = await client.post(URL, json=CHAT_BODY)
+    assert (response.status_code, response.headers[STATE]) == (429, "ready")
+    assert QUEUE not in response.headers
+
+
+async def test_a_stream_that_waits_for_its_turn_is_told_its_place_and_how_long_it_may_take() -> None:
+    admission, engine = FakeAdmission(is_open=False), FakeEngine([FakeStream(frame("a"))])
+    stage = build_stage(engine, admission=admission, hold_seconds=0.005)
+    async with served(stage) as client:
+        asking = asyncio.create_task(client.send(client.build_request("POST", URL, json=STREAM_BODY), stream=True))
+        await admission.entered.wait()
+        (place,) = admission.places
+        place.expected, place.waited_seconds = Outlook(3, 2.4), 0.5
+        response = await asking
+        assert (response.status_code, response.headers[QUEUE]) == (200, "500")
+        pieces = response.aiter_raw()
+        assert (await anext(pieces)).startswith(b": queued, position 3, about 2 s\n\n")
+        place.expected = Outlook(1, None)
+        async for piece in pieces:
+            if b": queued, position 1\n\n" in piece:
+                break
+        admission.let_in()
+        async for piece in pieces:
+            if frame("a") in piece:
+                break
+        await response.aclose()
+
+
+async def test_the_access_log_names_tenant_and_class_and_the_wait(caplog: pytest.LogCaptureFixture) -> None:
+    admission = FakeAdmission(is_open=False)
+    with caplog.at_level(logging.INFO, "headrace_server.access"):
+        async with in_process(build_stage(FakeEngine([unary()]), admission=admission)) as client:
+            asking = asyncio.create_task(client.post(URL, json={**CHAT_BODY, "service_tier": "priority"}))
+            await admission.entered.wait()
+            admission.places[0].waited_seconds = 0.25
+            admission.let_in()
+            await asking
+            admission.door_error = Contended("too many")
+            await client.post(URL, json=CHAT_BODY)
+            await client.get("/livez")
+    fields = [
+        [getattr(record, name, None) for name in ("status", "model", "tenant", "class", "queue_ms")]
+        for record in caplog.records
+        if record.name == "headrace_server.access"
+    ]
+    assert fields == [
+        [200, "fake-model", "default", "interactive", 250],
+        [429, "fake-model", "default", "standard", None],
+        [200, None, None, None, None],
+    ]
+    assert "hello" not in caplog.text

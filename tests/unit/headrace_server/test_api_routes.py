@@ -11,7 +11,7 @@ from starlette.types import Message
 from headrace_server.api.middleware import HttpLimits
 from headrace_server.api.routes import GuardedRoute, OpenRoute
 from headrace_server.app import HttpOptions
-from headrace_server.domain import Operation
+from headrace_server.domain import Caller, Operation, Scope, TenantId
 from headrace_server.tenancy.keys import KeyList
 from tests.fakes.engine import FakeEngine, unary
 from tests.fakes.server import ALIAS, CHAT_BODY, MODEL, Stage, build_stage, in_process
@@ -147,6 +147,39 @@ async def test_whatever_is_wrong_with_the_key_the_answer_is_the_same_401(
 )
 async def test_the_right_key_opens_in_either_header(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
     assert (await client.get("/v1/models", headers=headers)).status_code == 200
+
+
+class TestScopes:
+    """What a key is for."""
+
+    @pytest.mark.parametrize(("path", "route"), GUARDED, ids=[path for path, _ in GUARDED])
+    def test_every_admin_route_is_for_operators_and_every_other_for_inference(
+        self, path: str, route: GuardedRoute
+    ) -> None:
+        assert route.scope is (Scope.ADMIN if path.startswith("/admin/") else Scope.INFERENCE)
+
+    @pytest.mark.parametrize(
+        ("scopes", "statuses"),
+        [
+            ({Scope.INFERENCE}, (200, 403)),
+            ({Scope.ADMIN}, (403, 200)),
+            ({Scope.GATEWAY}, (200, 403)),
+            ({Scope.INFERENCE, Scope.ADMIN}, (200, 200)),
+            (set(), (403, 403)),
+        ],
+    )
+    async def test_a_key_opens_what_it_is_for(self, scopes: set[Scope], statuses: tuple[int, int]) -> None:
+        caller = Caller(TenantId("a"), frozenset(scopes))
+        async with in_process(build_stage(FakeEngine(), authenticator=KeyList({KEY: caller}))) as client:
+            answers = [await client.get(path, headers={"x-api-key": KEY}) for path in ("/v1/models", "/admin/models")]
+        assert tuple(answer.status_code for answer in answers) == statuses
+        assert all(error_of(answer)["code"] == "not_allowed" for answer in answers if answer.status_code == 403)
+
+    async def test_a_key_without_the_scope_is_refused_before_the_body_is_read(self) -> None:
+        caller = Caller(TenantId("a"), frozenset({Scope.INFERENCE}))
+        async with in_process(build_stage(FakeEngine(), authenticator=KeyList({KEY: caller}))) as client:
+            answer = await client.post("/admin/drain", content=b"{", headers={"x-api-key": KEY})
+        assert answer.status_code == 403
 
 
 async def test_an_unknown_url_is_404(trusted: httpx.AsyncClient) -> None:

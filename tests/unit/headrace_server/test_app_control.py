@@ -25,7 +25,7 @@ async def controlling() -> AsyncIterator[tuple[Stage, httpx.AsyncClient]]:
 
 async def test_the_operator_needs_no_key() -> None:
     async with controlling() as (stage, client):
-        for path in ("/admin/models", "/admin/drain", "/livez", "/readyz", "/startupz", "/version"):
+        for path in ("/admin/models", "/admin/queue", "/admin/drain", "/livez", "/readyz", "/startupz", "/version"):
             assert (await client.get(path)).status_code == 200, path
         assert (await client.post(f"/admin/models/{MODEL}/unload", json={})).json()["state"] == "cold"
         assert stage.runtime.pool.status(MODEL).memory_bytes is None

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from headrace_server.cli.control_socket import control_listener, control_path, is_live, live_ports, state_directory
+from headrace_server.cli.control_socket import control_listener, control_path, is_live, live_ports
 from headrace_server.errors import UsageError
+from headrace_server.tenancy.state_files import state_directory
 
 pytestmark = pytest.mark.timeout(30)
 

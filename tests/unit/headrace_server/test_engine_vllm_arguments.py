@@ -20,9 +20,17 @@ def spec(*aliases: str, **arguments: object) -> EngineSpec:
     return EngineSpec(ModelId("m"), "vllm", Path("/models/m"), None, arguments, tuple(map(ModelId, aliases)))
 
 
+def without_policy(line: list[str]) -> list[str]:
+    """A command line less what makes vLLM heed the classes of requests, which must be there once."""
+    at = line.index("--scheduling-policy")
+    assert line[at + 1] == "priority"
+    assert line.count("--scheduling-policy") == 1
+    return line[:at] + line[at + 2 :]
+
+
 def line_of(spec: EngineSpec) -> list[str]:
-    """The command line on a GPU, less the share of its memory that is always there."""
-    line = command_line(spec, cpu=False)
+    """The command line on a GPU, less what is always there: the scheduling policy, and the share of its memory."""
+    line = without_policy(command_line(spec, cpu=False))
     if "gpu_memory_utilization" not in spec.arguments:
         at = line.index("--gpu-memory-utilization")
         assert line[at + 1] == "0.9", "what the memory budget counts with"
@@ -68,11 +76,33 @@ def test_a_parser_for_tool_calls_turns_automatic_calls_on() -> None:
     assert "--enable-auto-tool-choice" not in line_of(spec(tool_call_parser=None))
 
 
+def on_cpu(**arguments: object) -> list[str]:
+    return without_policy(command_line(spec(**arguments), cpu=True))[len(BARE) :]
+
+
 def test_on_a_cpu_the_defaults_differ_and_what_is_set_wins() -> None:
-    line = command_line(spec(), cpu=True)
-    assert line == [*BARE, "--enforce-eager", "--kv-cache-memory-bytes", str(CPU_DEFAULTS["kv_cache_memory_bytes"])]
-    line = command_line(spec(enforce_eager=False, kv_cache_memory_bytes=5), cpu=True)
-    assert line == [*BARE, "--no-enforce-eager", "--kv-cache-memory-bytes", "5"]
+    kv_cache = ["--kv-cache-memory-bytes", str(CPU_DEFAULTS["kv_cache_memory_bytes"])]
+    assert on_cpu() == ["--enforce-eager", *kv_cache, "--max-num-batched-tokens", "256"]
+    assert on_cpu(enforce_eager=False, kv_cache_memory_bytes=5, max_num_batched_tokens=6) == [
+        "--no-enforce-eager",
+        "--kv-cache-memory-bytes",
+        "5",
+        "--max-num-batched-tokens",
+        "6",
+    ]
+
+
+def test_short_steps_on_a_cpu_still_hold_all_sequences() -> None:
+    line = on_cpu(max_num_seqs=600)
+    assert line[line.index("--max-num-batched-tokens") + 1] == "600"
+
+
+def test_a_model_that_computes_a_prompt_in_one_piece_has_no_short_steps() -> None:
+    assert "--max-num-batched-tokens" not in on_cpu(runner="pooling")
+
+
+def test_an_operator_cannot_turn_the_classes_of_requests_off() -> None:
+    assert line_of(spec(scheduling_policy="fcfs")) == BARE
 
 
 def test_a_spec_without_a_directory_is_refused_by_the_models_name() -> None:

@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
@@ -18,249 +17,183 @@ from headrace_server.errors import Contended, DeadlineExpired, EngineDown, Reque
 from headrace_server.generation import Delta
 from headrace_server.serving.admission import OpenAdmission, RequestSeat
 from headrace_server.tenancy.keys import EVERYONE
+from tests.fakes.admission import FakeAdmission
 from tests.fakes.engine import FakeEngine, FakeStream, Hold, frame
 from tests.fakes.engine_requests import frames_of
 from tests.fakes.generation import FakeDeltas, generation, said
 from tests.fakes.server import ALIAS, MODEL, Stage, build_stage, running, serve_app
+from tests.fakes.virtual_loop import turns
 
 pytestmark = pytest.mark.timeout(60)
 
 DEMAND = Demand(5, 10)
-TURNS = 20  # of the loop; more than anything here needs to come to rest
-
-
-class Gate:
-    """An `Admission` that the test opens.
-
-    Attributes:
-        asked: what was asked for, in order.
-        entered: set while somebody waits.
-        withdrawn: set once somebody who waited has gone.
-        num_tickets: given out and not given back.
-    """
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[EngineRequest, Demand]] = []
-        self.entered = asyncio.Event()
-        self.withdrawn = asyncio.Event()
-        self.num_tickets = 0
-        self._waiting: list[asyncio.Future[None]] = []
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
-
-    def let_in(self) -> None:
-        """Admit whoever waits longest."""
-        turn = self._waiting.pop(0)
-        if not turn.done():  # done: cancelled, and its task has not run since
-            turn.set_result(None)
-
-    def refuse(self, error: RequestError) -> None:
-        """Turn away whoever waits longest."""
-        turn = self._waiting.pop(0)
-        if not turn.done():
-            turn.set_exception(error)
-
-    async def admit(self, request: EngineRequest, demand: Demand) -> "GateTicket":
-        self.asked.append((request, demand))
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        self.entered.set()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
-            self.withdrawn.set()
-            raise
-        return GateTicket(self)
-
-
-class GateTicket:
-    """May be given back once."""
-
-    def __init__(self, gate: Gate) -> None:
-        self._gate: Gate | None = gate
-        gate.num_tickets += 1
-
-    def release(self) -> None:
-        assert self._gate is not None, "a ticket was given back twice"
-        self._gate.num_tickets -= 1
-        self._gate = None
-
-
-class Refusing:
-    """Turns every request away."""
-
-    def __init__(self, error: RequestError) -> None:
-        self._error = error
-
-    async def admit(self, request: EngineRequest, demand: Demand) -> GateTicket:
-        raise self._error
 
 
 def request(model: ModelId = MODEL, *, stream: bool = False) -> EngineRequest:
     return EngineRequest(Operation.CHAT, model, RequestId("r"), EVERYONE, {"model": model}, stream=stream)
 
 
-async def turns() -> None:
-    """Let every task go as far as it can."""
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
+class Asking:
+    """A request's seat, before an admission that the test opens."""
+
+    def __init__(self, *, is_open: bool = False) -> None:
+        self.admission = FakeAdmission(is_open=is_open)
+        self.place = self.admission.enter(request(), self)
+        self.seat = RequestSeat(self.place)
+
+    def cut(self, error: RequestError) -> None:
+        """Not of interest."""
+
+    def restart(self) -> None:
+        """Not of interest."""
+
+    def take(self, demand: Demand = DEMAND) -> asyncio.Task[None]:
+        """Somebody who asks."""
+        return asyncio.create_task(self.seat.take(demand))
 
 
 class TestSeat:
     """One request's claim."""
 
-    async def test_it_asks_for_its_request_and_holds_the_ticket_until_it_is_released(self) -> None:
-        gate, asked = Gate(), request()
-        seat = RequestSeat(gate, asked)
-        taking = asyncio.create_task(seat.take(DEMAND))
-        await gate.entered.wait()
-        assert not taking.done()
-        gate.let_in()
+    async def test_it_joins_once_and_holds_its_place_until_it_is_released(self) -> None:
+        asking = Asking()
+        taking = asking.take()
+        await asking.admission.entered.wait()
+        assert (taking.done(), asking.seat.is_taken) == (False, False)
+        asking.admission.let_in()
         await taking
-        assert gate.asked == [(asked, DEMAND)]
-        assert gate.num_tickets == 1
-        seat.release()
-        seat.release()
-        assert gate.num_tickets == 0
+        assert (asking.place.demands, asking.seat.is_taken) == ([DEMAND], True)
+        assert asking.admission.num_tickets == 1
+        asking.seat.release()
+        asking.seat.release()
+        assert (asking.admission.num_tickets, asking.place.is_over) == (0, True)
 
-    async def test_however_many_ask_at_once_only_one_ticket_is_taken_and_all_wait_for_it(self) -> None:
-        gate = Gate()
-        seat = RequestSeat(gate, request())
-        taking = [asyncio.create_task(seat.take(Demand(number, 0))) for number in range(5)]
+    async def test_however_many_ask_at_once_only_one_joins_and_all_wait_for_it(self) -> None:
+        asking = Asking()
+        taking = [asking.take(Demand(number, 0)) for number in range(5)]
         await turns()
-        assert gate.num_waiting == 1
+        assert asking.place.demands == [Demand(0, 0)]
         assert not any(task.done() for task in taking)
-        gate.let_in()
+        asking.admission.let_in()
         await asyncio.gather(*taking)
-        await seat.take(DEMAND)
-        assert (len(gate.asked), gate.num_tickets) == (1, 1)
+        await asking.seat.take(DEMAND)
+        assert (len(asking.place.demands), asking.admission.num_tickets) == (1, 1)
 
-    async def test_a_refusal_is_raised_and_leaves_nothing_to_give_back(self) -> None:
-        gate, refusal = Gate(), Contended("later")
-        seat = RequestSeat(gate, request())
-        taking = asyncio.create_task(seat.take(DEMAND))
-        await gate.entered.wait()
-        gate.refuse(refusal)
-        with pytest.raises(Contended) as caught:
-            await taking
-        assert caught.value is refusal
-        seat.release()
-        assert gate.num_tickets == 0
+    async def test_a_turn_that_has_come_already_costs_no_turn_of_the_loop(self) -> None:
+        asking = Asking(is_open=True)
+        with pytest.raises(StopIteration):
+            asking.seat.take(DEMAND).send(None)
+        assert asking.seat.is_taken
 
-    async def test_a_request_that_was_refused_does_not_ask_again(self) -> None:
-        gate = Gate()
-        seat = RequestSeat(gate, request())
-        taking = [asyncio.create_task(seat.take(DEMAND)) for _ in range(3)]
+    async def test_a_refusal_is_raised_to_all_and_nobody_asks_again(self) -> None:
+        asking, refusal = Asking(), Contended("later")
+        taking = [asking.take() for _ in range(3)]
         await turns()
-        gate.refuse(Contended("later"))
-        await turns()
-        for task in taking:
-            task.cancel()
+        asking.admission.refuse(refusal)
         results = await asyncio.gather(*taking, return_exceptions=True)
-        assert len(gate.asked) == 1
-        assert [type(result) for result in results] == [Contended] * 3
+        assert results == [refusal] * 3
+        with pytest.raises(Contended):
+            await asking.seat.take(DEMAND)
+        assert (len(asking.place.demands), asking.seat.is_taken) == (1, False)
+        asking.seat.release()
 
-    async def test_cancelling_the_one_who_waits_withdraws_the_request(self) -> None:
-        gate = Gate()
-        seat = RequestSeat(gate, request())
-        taking = asyncio.create_task(seat.take(DEMAND))
-        await gate.entered.wait()
-        taking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await taking
-        seat.release()
-        assert gate.withdrawn.is_set()
-        assert (gate.num_waiting, gate.num_tickets) == (0, 0)
-
-    async def test_if_one_of_several_gives_up_the_others_still_get_their_ticket(self) -> None:
-        gate = Gate()
-        seat = RequestSeat(gate, request())
-        leaving, staying = (asyncio.create_task(seat.take(DEMAND)) for _ in range(2))
+    async def test_if_one_of_several_gives_up_the_others_still_get_their_turn(self) -> None:
+        asking = Asking()
+        leaving, staying = asking.take(), asking.take()
         await turns()
         leaving.cancel()
         await turns()
-        gate.let_in()
+        asking.admission.let_in()
         await staying
-        assert (leaving.cancelled(), gate.num_tickets) == (True, 1)
+        assert (leaving.cancelled(), asking.admission.num_tickets) == (True, 1)
 
-    async def test_a_ticket_that_comes_after_the_request_is_over_goes_straight_back(self) -> None:
-        gate = Gate()
-        seat = RequestSeat(gate, request())
-        taking = asyncio.create_task(seat.take(DEMAND))
-        await gate.entered.wait()
-        seat.release()
-        gate.let_in()
+    async def test_whoever_waits_when_the_request_ends_is_cancelled(self) -> None:
+        asking = Asking()
+        taking = asking.take()
+        await asking.admission.entered.wait()
+        asking.seat.release()
         with pytest.raises(asyncio.CancelledError):
             await taking
-        assert gate.num_tickets == 0
+        assert asking.admission.withdrawn.is_set()
+        assert (asking.admission.num_waiting, asking.admission.num_tickets) == (0, 0)
 
     async def test_a_request_that_is_over_does_not_ask(self) -> None:
-        gate = Gate()
-        seat = RequestSeat(gate, request())
-        seat.release()
-        taking = asyncio.create_task(seat.take(DEMAND))
+        asking = Asking()
+        asking.seat.release()
+        with pytest.raises(asyncio.CancelledError):
+            await asking.seat.take(DEMAND)
+        assert asking.place.demands == []
+
+    @pytest.mark.parametrize("for_want_of_an_engine", [True, False])
+    async def test_one_that_was_sent_back_is_not_taken_and_joins_again(self, for_want_of_an_engine: bool) -> None:
+        asking = Asking()
+        taking = asking.take()
         await turns()
-        taking.cancel()
-        with suppress(asyncio.CancelledError):
-            await taking
-        assert gate.asked == []
+        asking.admission.let_in()
+        await taking
+        (asking.seat.lose_engine if for_want_of_an_engine else asking.seat.go_back)()
+        assert not asking.seat.is_taken
+        assert (asking.place.num_losses, asking.place.num_returns) == ((1, 0) if for_want_of_an_engine else (0, 1))
+        taking = asking.take()
+        await turns()
+        assert not taking.done()
+        asking.admission.let_in()
+        await taking
+        assert (len(asking.place.demands), asking.seat.is_taken) == (2, True)
 
     async def test_the_open_admission_lets_everyone_in_and_counts_them(self) -> None:
         admission = OpenAdmission()
-        seats = [RequestSeat(admission, request()) for _ in range(3)]
+        seats = [RequestSeat(admission.enter(request(), Asking())) for _ in range(3)]
         for number, seat in enumerate(seats, start=1):
             await seat.take(DEMAND)
             await seat.take(DEMAND)
             assert admission.num_tickets == number
+        seats[0].go_back()
+        seats[1].lose_engine()
+        assert admission.num_tickets == 1
+        await seats[0].take(DEMAND)
+        assert admission.num_tickets == 2
         for seat in (*seats, *seats):
             seat.release()
         assert admission.num_tickets == 0
 
-    @given(actions=st.lists(st.sampled_from(["take", "cancel", "let in", "refuse", "turn", "release"]), max_size=25))
+    @given(actions=st.lists(st.sampled_from(["take", "cancel", "let in", "refuse", "turn", "back"]), max_size=25))
     async def test_whatever_happens_there_is_at_most_one_ticket_and_none_at_the_end(self, actions: list[str]) -> None:
-        gate = Gate()
-        seat = RequestSeat(gate, request())
+        asking = Asking()
         taking: list[asyncio.Task[None]] = []
         for action in actions:
             match action:
                 case "take":
-                    taking.append(asyncio.create_task(seat.take(DEMAND)))
+                    taking.append(asking.take())
                 case "cancel" if taking:
                     taking[len(taking) // 2].cancel()
-                case "let in" if gate.num_waiting:
-                    gate.let_in()
-                case "refuse" if gate.num_waiting:
-                    gate.refuse(Contended("later"))
-                case "release":
-                    seat.release()
+                case "let in" if asking.admission.num_waiting:
+                    asking.admission.let_in()
+                case "refuse" if asking.admission.num_waiting:
+                    asking.admission.refuse(Contended("later"))
+                case "back":
+                    asking.seat.go_back()
                 case _:
                     await turns()
-            assert gate.num_tickets <= 1
-            assert gate.num_waiting <= 1
-        seat.release()
-        for task in taking:
-            task.cancel()
+            assert asking.admission.num_tickets + asking.admission.num_waiting <= 1
+        asking.seat.release()
         await asyncio.gather(*taking, return_exceptions=True)
-        assert (gate.num_tickets, gate.num_waiting) == (0, 0)
+        assert (asking.admission.num_tickets, asking.admission.num_waiting) == (0, 0)
 
 
 class TestTicketsOfRequests:
     """The ticket goes with the lease."""
 
     @asynccontextmanager
-    async def begin(self, engine: FakeEngine) -> AsyncIterator[tuple[Stage, Gate]]:
-        gate = Gate()
+    async def begin(self, engine: FakeEngine) -> AsyncIterator[tuple[Stage, FakeAdmission]]:
+        gate = FakeAdmission(is_open=False)
         stage = build_stage(engine, admission=gate)
         async with running(stage.runtime.pool) as pool:
             await pool.until_settled()
             yield stage, gate
             assert self.held(stage, gate) == (0, 0)
 
-    def held(self, stage: Stage, gate: Gate) -> tuple[int, int]:
+    def held(self, stage: Stage, gate: FakeAdmission) -> tuple[int, int]:
         """Tickets and leases."""
         return gate.num_tickets, stage.num_leases
 
@@ -274,7 +207,7 @@ class TestTicketsOfRequests:
             gate.let_in()
             await hold.entered.wait()
             assert self.held(stage, gate) == (1, 1)
-            assert [asked.model for asked, _ in gate.asked] == [MODEL]
+            assert [place.request.model for place in gate.places] == [MODEL]
             hold.go_on.set()
             await call
             assert self.held(stage, gate) == (0, 0)
@@ -328,7 +261,7 @@ class TestTicketsOfRequests:
                 assert deltas.closed.is_set()
 
     @asynccontextmanager
-    async def streamed(self, deltas: FakeDeltas) -> AsyncIterator[tuple[StreamReply, Stage, Gate]]:
+    async def streamed(self, deltas: FakeDeltas) -> AsyncIterator[tuple[StreamReply, Stage, FakeAdmission]]:
         async with self.begin(FakeEngine([generation(deltas)])) as (stage, gate):
             call = asyncio.create_task(stage.runtime.inference.submit(request(stream=True)))
             await gate.entered.wait()
@@ -415,12 +348,15 @@ def synthetic() -> SyntheticEngine:
 class TestOverHttp:
     """What a client sees of admission."""
 
+    @pytest.mark.parametrize("where", ["door_error", "join_error"])
     @pytest.mark.parametrize(("operation", "stream"), REQUESTS)
     async def test_every_operation_passes_on_a_refusal_and_the_engine_does_nothing(
-        self, operation: Operation, stream: bool
+        self, operation: Operation, stream: bool, where: str
     ) -> None:
         engine = synthetic()
-        stage = build_stage(engine, admission=Refusing(Contended("others are first", retry_after_seconds=1.5)))
+        admission = FakeAdmission()
+        setattr(admission, where, Contended("others are first", retry_after_seconds=1.5))
+        stage = build_stage(engine, admission=admission)
         async with serving(stage) as client:
             response = await client.post(operation.value, json=body_of(operation, stream=stream))
         assert response.status_code == 429
@@ -437,14 +373,14 @@ class TestOverHttp:
 
     @pytest.mark.parametrize(("operation", "stream"), REQUESTS)
     async def test_every_operation_takes_one_ticket_and_gives_it_back(self, operation: Operation, stream: bool) -> None:
-        admission = _Counting()
+        admission = FakeAdmission()
         async with serving(build_stage(synthetic(), admission=admission)) as client:
             response = await client.post(operation.value, json=body_of(operation, stream=stream))
             assert response.status_code == 200
-            assert (admission.num_admitted, admission.num_tickets) == (1, 0)
+            assert (admission.num_joins, admission.num_tickets) == (1, 0)
 
     async def test_nothing_is_sent_while_a_stream_waits_for_its_ticket_and_its_events_follow(self) -> None:
-        gate, engine = Gate(), FakeEngine([generation(said([Delta(0, "a", 1, "stop")]))])
+        gate, engine = FakeAdmission(is_open=False), FakeEngine([generation(said([Delta(0, "a", 1, "stop")]))])
         async with serving(build_stage(engine, admission=gate)) as client:
             answer = asyncio.create_task(client.post(Operation.CHAT, json=body_of(Operation.CHAT, stream=True)))
             await gate.entered.wait()
@@ -455,7 +391,7 @@ class TestOverHttp:
         assert frames[-1].data == "[DONE]"
 
     async def test_a_stream_that_waits_too_long_gets_headers_and_comments_and_then_its_events(self) -> None:
-        gate, engine = Gate(), FakeEngine([FakeStream(frame("a"))])
+        gate, engine = FakeAdmission(is_open=False), FakeEngine([FakeStream(frame("a"))])
         stage = build_stage(engine, admission=gate, hold_seconds=0.01)
         async with serving(stage) as client, opened(client) as response:
             pieces = response.aiter_raw()
@@ -465,7 +401,7 @@ class TestOverHttp:
             assert (await anext_event(pieces)) == frame("a")
 
     async def test_a_stream_that_is_refused_after_comments_ends_in_an_error_event(self) -> None:
-        gate, engine = Gate(), FakeEngine()
+        gate, engine = FakeAdmission(is_open=False), FakeEngine()
         stage = build_stage(engine, admission=gate, hold_seconds=0.01)
         async with serving(stage) as client, opened(client) as response:
             assert response.status_code == 200
@@ -479,7 +415,7 @@ class TestOverHttp:
 
     @pytest.mark.parametrize("stream", [True, False])
     async def test_a_client_that_leaves_while_it_waits_is_withdrawn(self, stream: bool) -> None:
-        gate, engine = Gate(), FakeEngine()
+        gate, engine = FakeAdmission(is_open=False), FakeEngine()
         async with serving(build_stage(engine, admission=gate)) as client:
             answer = asyncio.create_task(client.post(Operation.CHAT, json=body_of(Operation.CHAT, stream=stream)))
             await gate.entered.wait()
@@ -488,7 +424,7 @@ class TestOverHttp:
         assert (gate.num_waiting, gate.num_tickets) == (0, 0)
 
     async def test_a_client_that_leaves_among_the_comments_is_withdrawn(self) -> None:
-        gate, engine = Gate(), FakeEngine()
+        gate, engine = FakeAdmission(is_open=False), FakeEngine()
         async with serving(build_stage(engine, admission=gate, hold_seconds=0.01)) as client:
             async with opened(client) as response:
                 await comments(response.aiter_raw(), 1)
@@ -507,18 +443,6 @@ class TestOverHttp:
             await deltas.closed.wait()
         assert deltas.was_aborted
         assert admission.num_tickets == 0
-
-
-class _Counting(OpenAdmission):
-    """Counts whom it lets in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_admitted = 0
-
-    async def admit(self, request: EngineRequest, demand: Demand) -> Any:
-        self.num_admitted += 1
-        return await super().admit(request, demand)
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from headrace_server.domain import (
-    Demand,
+    EngineCapacity,
     EngineReply,
     EngineRequest,
     ModelId,
@@ -29,10 +29,10 @@ from headrace_server.errors import (
     RequestQuarantined,
 )
 from headrace_server.generation import Delta
-from headrace_server.serving.admission import Admission, OpenAdmission, Ticket
 from headrace_server.serving.drain import Drain
 from headrace_server.serving.inference import Inference
 from headrace_server.tenancy.keys import EVERYONE
+from tests.fakes.admission import FakeAdmission
 from tests.fakes.engine import FakeEngine, FakeStream, Hold, frame, unary
 from tests.fakes.engine_room import EngineRoom, FakeModel
 from tests.fakes.generation import FakeDeltas, generation, said
@@ -43,35 +43,15 @@ CUT = Draining("the server is shutting down")
 DIED = EngineDied("the engine process ended")
 
 
-class Counting:
-    """Admits everybody once `gate`, if there is one, is open, and counts whom."""
-
-    def __init__(self) -> None:
-        self.num_admitted = 0
-        self.gate: asyncio.Event | None = None
-        self._admission = OpenAdmission()
-
-    @property
-    def num_tickets(self) -> int:
-        """Tickets that are out."""
-        return self._admission.num_tickets
-
-    async def admit(self, request: EngineRequest, demand: Demand) -> Ticket:
-        self.num_admitted += 1
-        if self.gate is not None:
-            await self.gate.wait()
-        return await self._admission.admit(request, demand)
-
-
 class Scene:
     """Requests to one model, whose engines are given in the order in which the pool will build them."""
 
-    def __init__(self, *engines: FakeEngine, admission: Admission | None = None) -> None:
+    def __init__(self, *engines: FakeEngine) -> None:
         self.room = EngineRoom([FakeModel(A)])
         self.room.next(A, *engines)
-        self.admission = Counting()
+        self.admission = FakeAdmission()
         self.drain = Drain()
-        self.inference = Inference(self.room.pool, {}, admission or self.admission, self.drain)
+        self.inference = Inference(self.room.pool, {}, self.admission, self.drain)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Scene"]:
@@ -81,7 +61,8 @@ class Scene:
             assert self.held() == (0, 0, 0)
 
     def held(self) -> tuple[int, int, int]:
-        """Tickets, leases, open requests."""
+        """Tickets, leases, open requests. Every place that a request has left is over."""
+        assert sum(not place.is_over for place in self.admission.places) == self.drain.num_open
         return self.admission.num_tickets, self.room.pool.status(A).num_leases, self.drain.num_open
 
     def submit(self, *, stream: bool = False) -> asyncio.Task[Reply]:
@@ -121,7 +102,7 @@ def streaming(*events: bytes, is_over: bool = True) -> FakeEngine:
 
 
 @virtually
-async def test_a_unary_request_outlives_its_engine_and_keeps_its_ticket() -> None:
+async def test_a_unary_request_outlives_its_engine_and_keeps_its_place() -> None:
     hold, second = Hold(), FakeEngine([unary(text="hi")])
     first = FakeEngine([hold])
     async with Scene(first, second).open() as scene:
@@ -130,7 +111,9 @@ async def test_a_unary_request_outlives_its_engine_and_keeps_its_ticket() -> Non
         assert scene.held() == (1, 1, 1)
         first.die()
         assert await answer == unary(text="hi")
-        assert scene.admission.num_admitted == 1
+        (place,) = scene.admission.places
+        assert (place.num_losses, place.num_returns, len(place.demands)) == (1, 0, 2)
+        assert [engine for engine, _ in place.boarded] == [first, second]
         assert second.requests == first.requests
         assert now() == 1000.0  # nobody waited for the watch
 
@@ -145,7 +128,7 @@ async def test_a_generation_in_one_piece_begins_again_from_its_start() -> None:
         assert isinstance(reply, UnaryReply)
         assert b"kept" in reply.body
         assert b"lost" not in reply.body
-        assert scene.admission.num_admitted == 1
+        assert len(scene.admission.places) == 1
 
 
 @pytest.mark.parametrize("is_reading", [True, False])
@@ -161,7 +144,7 @@ async def test_a_stream_that_has_sent_nothing_outlives_its_engine(is_reading: bo
         received = [await reading] if reading is not None else []
         received += [event async for event in events]
         assert received == [frame("a"), frame("b")]
-        assert scene.admission.num_admitted == 1
+        assert len(scene.admission.places) == 1
         assert len(second.requests) == 1
 
 
@@ -170,7 +153,7 @@ async def test_a_stream_whose_engine_dies_before_there_is_one_is_opened_by_the_n
     async with Scene(FakeEngine([DIED]), streaming(frame("a"))).open() as scene:
         reply = await scene.opened()
         assert [event async for event in reply.events] == [frame("a")]
-        assert scene.admission.num_admitted == 1
+        assert len(scene.admission.places) == 1
 
 
 @virtually
@@ -196,7 +179,7 @@ async def test_a_request_that_two_engines_died_of_is_refused_and_not_tried_on_a_
             await scene.submit(stream=stream)
         assert isinstance(caught.value.__cause__, EngineDied)
         assert [len(engine.requests) for engine in engines] == [1, 1, 0]
-        assert (scene.held(), scene.admission.num_admitted) == ((0, 0, 0), 1)
+        assert (scene.held(), len(scene.admission.places)) == ((0, 0, 0), 1)
 
 
 @virtually
@@ -242,12 +225,9 @@ async def test_an_engine_that_died_with_the_request_does_not_make_the_next_one_c
 
 @virtually
 async def test_a_seat_that_was_refused_is_the_answer_whatever_becomes_of_the_engine() -> None:
-    class Refusing:
-        async def admit(self, request: EngineRequest, demand: Demand) -> Ticket:
-            raise Contended("others are first")
-
     engine = FakeEngine([unary()])
-    async with Scene(engine, admission=Refusing()).open() as scene:
+    async with Scene(engine).open() as scene:
+        scene.admission.join_error = Contended("others are first")
         with pytest.raises(Contended):
             await scene.submit()
         assert len(scene.room.engines(A)) == 1
@@ -315,7 +295,7 @@ async def _waiting_for_the_model(scene: Scene) -> asyncio.Task[object]:
 
 
 async def _waiting_for_the_seat(scene: Scene) -> asyncio.Task[object]:
-    scene.admission.gate = asyncio.Event()
+    scene.admission.is_open = False
     return scene.submit()
 
 
@@ -526,3 +506,168 @@ async def test_a_drain_lets_held_requests_and_streams_end_and_cuts_the_rest() ->
         assert now() == 1030.0
         assert await draining == 1
         await reply.events.aclose()
+
+
+# ---------------------------------------------------------------------------------------------- door and queue
+
+
+@virtually
+async def test_who_is_turned_away_at_the_door_gets_no_lease_and_loads_no_model() -> None:
+    engine = FakeEngine([unary()])
+    async with Scene(engine).open() as scene:
+        scene.admission.door_error = Contended("too many")
+        with pytest.raises(Contended):
+            await scene.submit()
+        assert (engine.num_starts, scene.held()) == (0, (0, 0, 0))
+
+
+@virtually
+async def test_a_request_is_at_the_door_before_it_has_a_lease_and_is_told_of_its_engine_before_it_joins() -> None:
+    engine = FakeEngine([unary(text="hi")])
+    engine.start_gate = asyncio.Event()
+    async with Scene(engine).open() as scene:
+        answer = scene.submit()
+        await turns()
+        (place,) = scene.admission.places
+        assert (place.boarded, place.demands) == ([], [])
+        engine.start_gate.set()
+        assert await answer == unary(text="hi")
+        assert [boarded for boarded, _ in place.boarded] == [engine]
+
+
+@virtually
+async def test_what_the_engine_says_on_the_seat_reaches_the_place() -> None:
+    class Telling(FakeEngine):
+        async def submit(self, request: EngineRequest, seat: Seat) -> EngineReply:
+            reply = await super().submit(request, seat)
+            seat.began(3, 2)
+            seat.generated(4)
+            return reply
+
+    async with Scene(Telling([unary()])).open() as scene:
+        await scene.submit()
+        assert scene.admission.places[0].said == [(3, 2), 4]
+
+
+# --------------------------------------------------------------------------------------------------- preemption
+
+
+@pytest.mark.parametrize("begin", [_waiting_for_the_seat, _in_the_engine, _in_a_generation])
+@virtually
+async def test_a_request_that_gives_way_leaves_the_engine_and_begins_again_on_the_same_lease(
+    begin: Callable[[Scene], "asyncio.Future[asyncio.Task[object]]"],
+) -> None:
+    async with Scene().open() as scene:
+        request = await begin(scene)
+        await turns()
+        (place,) = scene.admission.places
+        engine = scene.room.engine(A)
+        engine.answers_with(unary(text="hi"))
+        scene.admission.is_open = False
+        place.occupant.restart()
+        place.occupant.restart()
+        await turns()
+        assert (place.num_returns, place.num_losses, len(place.demands)) == (1, 0, 2)
+        assert scene.held() == (0, 1, 1)
+        scene.admission.let_in()
+        assert await request == unary(text="hi")
+        assert request.cancelling() == 0
+        assert (len(place.boarded), len(engine.requests)) == (1, 2)
+
+
+@virtually
+async def test_giving_way_is_not_held_against_a_request_whose_engine_dies() -> None:
+    first, second = Hold(), Hold()
+    engine = FakeEngine([first, second])
+    async with Scene(engine, FakeEngine([unary(text="hi")])).open() as scene:
+        request = scene.submit()
+        await first.entered.wait()
+        scene.admission.places[0].occupant.restart()
+        await second.entered.wait()
+        engine.die()
+        assert await request == unary(text="hi")
+
+
+@virtually
+async def test_an_engine_that_answers_an_interruption_with_an_error_of_its_own_does_not_end_the_request() -> None:
+    async with Scene(Deaf([Hold(), unary(text="hi")])).open() as scene:
+        request = scene.submit()
+        await turns()
+        scene.admission.places[0].occupant.restart()
+        assert await request == unary(text="hi")
+
+
+@virtually
+async def test_a_reply_that_an_interruption_could_not_stop_is_the_answer() -> None:
+    class Stubborn(FakeEngine):
+        async def submit(self, request: EngineRequest, seat: Seat) -> EngineReply:
+            try:
+                return await super().submit(request, seat)
+            except asyncio.CancelledError:
+                return unary(text="all the same")
+
+    async with Scene(Stubborn([Hold()])).open() as scene:
+        request = scene.submit()
+        await turns()
+        scene.admission.places[0].occupant.restart()
+        assert await request == unary(text="all the same")
+        assert request.cancelling() == 0
+
+
+@pytest.mark.parametrize("is_restarted_first", [True, False])
+@virtually
+async def test_a_request_that_is_cut_in_the_moment_of_its_interruption_ends(is_restarted_first: bool) -> None:
+    async with Scene(FakeEngine([Hold(), unary()])).open() as scene:
+        request = scene.submit()
+        await turns()
+        (place,) = scene.admission.places
+        if is_restarted_first:
+            place.occupant.restart()
+        scene.cut()
+        place.occupant.restart()
+        with pytest.raises(Draining) as caught:
+            await request
+        assert caught.value is CUT
+        assert (request.cancelling(), place.num_returns) == (0, 0)
+
+
+@virtually
+async def test_a_client_that_leaves_in_the_moment_of_an_interruption_is_gone() -> None:
+    async with Scene(FakeEngine([Hold(), unary()])).open() as scene:
+        request = scene.submit()
+        await turns()
+        scene.admission.places[0].occupant.restart()
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        assert scene.held() == (0, 0, 0)
+
+
+@virtually
+async def test_a_stream_is_never_interrupted() -> None:
+    engine = streaming(frame("a"), frame("b"))
+    async with Scene(engine).open() as scene:
+        reply = await scene.opened()
+        events = aiter(reply.events)
+        scene.admission.places[0].occupant.restart()
+        assert await anext(events) == frame("a")
+        reading = read(reply)
+        scene.admission.places[0].occupant.restart()
+        assert await reading == frame("b")
+        assert [event async for event in events] == []
+
+
+@virtually
+async def test_a_request_that_is_over_is_not_interrupted() -> None:
+    async with Scene(FakeEngine([unary()])).open() as scene:
+        await scene.submit()
+        scene.admission.places[0].occupant.restart()
+        await turns()
+        assert scene.admission.places[0].num_returns == 0
+
+
+@virtually
+async def test_a_capacity_that_nobody_knows_is_unknown() -> None:
+    async with Scene(FakeEngine([unary()])).open() as scene:
+        await scene.submit()
+        assert [capacity for _, capacity in scene.admission.places[0].boarded] == [EngineCapacity()]

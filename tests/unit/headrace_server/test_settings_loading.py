@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from headrace_server.errors import UsageError
+from headrace_server.settings.access import AuthMode
 from headrace_server.settings.loading import load_settings, scalar_keys
-from headrace_server.settings.schema import AuthMode, EngineKind, Settings
+from headrace_server.settings.schema import EngineKind, Settings
 
 
 def written(directory: Path, text: str) -> Path:

@@ -8,7 +8,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from headrace_models.trust import Trust
-from headrace_server.settings.schema import AuthMode, AuthSettings, Settings, is_loopback
+from headrace_server.settings.access import AuthMode
+from headrace_server.settings.schema import Settings, is_loopback
 
 
 def settings(**sections: Any) -> Settings:
@@ -20,23 +21,111 @@ def model(name: str, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
-def test_loopback_needs_no_keys(host: str) -> None:
+def test_loopback_is_this_machine_only(host: str) -> None:
     assert is_loopback(host)
-    assert settings(server={"host": host}).auth.effective_mode is AuthMode.NONE
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "", "localhost.example.org", "128.0.0.1"])
-def test_a_bind_beyond_loopback_is_refused_unless_somebody_decided_about_keys(host: str) -> None:
-    with pytest.raises(ValidationError, match=r"auth\.mode: none"):
-        settings(server={"host": host})
-    assert settings(server={"host": host}, auth={"mode": "none"}).auth.effective_mode is AuthMode.NONE
-    assert settings(server={"host": host}, auth={"keys_file": "/k"}).auth.effective_mode is AuthMode.KEYS
+def test_everything_else_is_beyond_it(host: str) -> None:
+    assert not is_loopback(host)
 
 
-def test_mode_keys_needs_a_file_and_mode_none_wins_over_one() -> None:
-    with pytest.raises(ValidationError, match="keys_file"):
-        AuthSettings(mode=AuthMode.KEYS)
-    assert AuthSettings(mode=AuthMode.NONE, keys_file=Path("/k")).effective_mode is AuthMode.NONE
+JWT = {"jwks_file": "/j", "audience": "us", "tenant_claim": "org"}
+
+
+def test_mode_keys_needs_somewhere_that_keys_can_come_from() -> None:
+    with pytest.raises(ValidationError, match=r"auth\.mode: keys needs"):
+        settings(auth={"mode": "keys", "keys_store": False})
+    for source in ({"keys_store": True}, {"keys_store": "/mounted"}, {"keys_file": "/k"}, {"jwt": JWT}):
+        assert settings(auth={"mode": "keys", "keys_store": False, **source}).auth.mode is AuthMode.KEYS
+
+
+@pytest.mark.parametrize(
+    ("auth", "names_keys"),
+    [
+        ({}, False),
+        ({"mode": "none", "keys_store": "/s"}, False),
+        ({"mode": "keys"}, True),
+        ({"keys_file": "/k"}, True),
+        ({"jwt": JWT}, True),
+    ],
+)
+def test_the_configuration_itself_may_say_that_keys_are_needed(auth: dict[str, Any], names_keys: bool) -> None:
+    assert settings(auth=auth).auth.names_keys is names_keys
+
+
+def test_a_store_of_keys_may_be_left_out_or_lie_elsewhere() -> None:
+    assert settings().auth.keys_store is True
+    assert settings(auth={"keys_store": False}).auth.keys_store is False
+    assert settings(auth={"keys_store": "/run/secrets/headrace"}).auth.keys_store == Path("/run/secrets/headrace")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"jwks_file": None}, "needs jwks_file"),
+        ({"audience": None}, "needs an audience"),
+        ({"audience": ""}, "audience"),
+        ({"tenant_claim": None}, "needs subjects or tenant_claim"),
+        ({"algorithms": []}, "algorithms"),
+        ({"algorithms": ["none"]}, "algorithms"),
+        ({"algorithms": ["HS256"]}, "algorithms"),
+        ({"subjects": [{"subject": "a"}]}, "tenant"),
+        ({"subjects": [{"subject": "", "tenant": "a"}]}, "subject"),
+        ({"subjects": [{"subject": "a", "tenant": "a b"}]}, "tenant"),
+        ({"subjects": [{"subject": "a", "tenant": "a", "scopes": ["root"]}]}, "scopes"),
+    ],
+)
+def test_tokens_are_taken_with_everything_that_makes_them_safe_or_not_at_all(
+    changes: dict[str, Any], complaint: str
+) -> None:
+    assert settings(auth={"jwt": JWT}).auth.jwt.algorithms == ("RS256", "PS256", "ES256", "ES384", "EdDSA")
+    with pytest.raises(ValidationError, match=complaint):
+        settings(auth={"jwt": {**JWT, **changes}})
+
+
+def test_settings_survive_being_written_and_read() -> None:
+    for written in (settings(), settings(auth={"jwt": JWT}, tenants=[{"id": "a"}])):
+        assert Settings.model_validate(written.model_dump()) == written
+        assert Settings.model_validate(written.model_dump(mode="json")) == written
+
+
+def test_a_tenant_is_there_once_only() -> None:
+    assert [tenant.id for tenant in settings(tenants=[{"id": "a"}, {"id": "b"}]).tenants] == ["a", "b"]
+    with pytest.raises(ValidationError, match="'a' is there twice"):
+        settings(tenants=[{"id": "a"}, {"id": "b"}, {"id": "a"}])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("id", ""),
+        ("id", "a" * 65),
+        ("id", "a b"),
+        ("id", "-a"),
+        ("id", "(others)"),
+        ("weight", 0),
+        ("weight", -1),
+        ("weight", float("inf")),
+        ("weight", float("nan")),
+        ("classes", []),
+        ("classes", ["urgent"]),
+        ("models", ["a b"]),
+        ("max_concurrency", 0),
+        ("tokens_per_minute", 0),
+        ("queue_share", 0),
+        ("queue_share", 1.1),
+    ],
+)
+def test_terms_of_a_tenant_that_make_no_sense_are_refused(key: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=rf"tenants\.0\.{key}"):
+        settings(tenants=[{"id": "a", key: value}])
+
+
+def test_a_class_keeps_its_other_defaults_when_one_key_is_set() -> None:
+    classes = settings(scheduling={"classes": {"interactive": {"deadline_seconds": 5}}}).scheduling.classes
+    assert (classes.interactive.max_wait_seconds, classes.interactive.deadline_seconds) == (2.0, 5.0)
+    assert (classes.standard.max_wait_seconds, classes.batch.max_wait_seconds) == (120.0, None)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +211,15 @@ def test_certificate_and_key_go_together() -> None:
         ("cache", "insecure_hosts", ["user@models.example"]),
         ("cache", "insecure_hosts", ["models.example:port"]),
         ("cache", "insecure_hosts", [""]),
+        ("scheduling", "max_requests", 0),
+        ("scheduling", "max_tokens", 0),
+        ("scheduling", "max_bytes", "0 GiB"),
+        ("scheduling", "slot_limit", 0),
+        ("scheduling", "interactive_reserve", 0.51),
+        ("scheduling", "interactive_reserve", -0.1),
+        ("scheduling", "target_step_seconds", 0),
+        ("scheduling", "default_class", "urgent"),
+        ("scheduling", "classes", {"batch": {"max_wait_seconds": 0}}),
         ("telemetry", "log_level", "loud"),
         ("telemetry", "log_format", "xml"),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace_server.domain import Scope
+from headrace_server.domain import Caller, Scope, TenantId
 from headrace_server.errors import Unauthenticated, UsageError
 from headrace_server.tenancy.keys import EVERYONE, MIN_KEY_CHARS, KeyList, OpenDoor, read_keys_file
 
@@ -115,3 +115,16 @@ def test_an_unreadable_keys_file_is_one_line_that_names_it(tmp_path: Path) -> No
             read_keys_file(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_key_may_be_for_a_tenant_and_then_is_for_inference_only(tmp_path: Path) -> None:
+    keys = read_keys_file(keys_file(tmp_path, f"{FIRST} team-a  # theirs\n{SECOND}\n"))
+    assert keys.authenticate(FIRST) == Caller(TenantId("team-a"), frozenset({Scope.INFERENCE}))
+    assert keys.authenticate(SECOND) == EVERYONE
+
+
+@pytest.mark.parametrize("line", [f"{FIRST} a b", f"{FIRST} -a", f"{FIRST} {'x' * 65}", f"{FIRST}\n{FIRST} a"])
+def test_a_line_that_is_no_key_and_tenant_is_refused_and_not_shown(tmp_path: Path, line: str) -> None:
+    with pytest.raises(UsageError, match="keys_file") as caught:
+        read_keys_file(keys_file(tmp_path, line))
+    assert FIRST not in str(caught.value)

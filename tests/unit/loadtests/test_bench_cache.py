@@ -16,7 +16,7 @@ from loadtests.cache_fetching import AGAIN, measure_fetching
 from loadtests.cache_findings import ORIGIN_BYTES, RATIO, SECONDS, Findings, at_most, first_line, slug
 from loadtests.cache_first_token import BOOT, FAST, FIRST_TOKEN, HUB, LOCAL, SLOW
 from loadtests.cache_kill import REFETCHED, STRAY, Victim, measure_kill
-from loadtests.cache_report import content, remarks, table
+from loadtests.cache_report import REPORT
 from loadtests.cache_rows import MEASUREMENTS, RowName
 from loadtests.cache_served import serve
 from loadtests.cache_setting import Setting
@@ -84,8 +84,8 @@ def test_a_ratio_is_of_pairs_and_a_worst_line_is_judged_by_its_highest_run() -> 
 def printed(found: dict[str, Findings]) -> str:
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(table(found))
-        for remark in remarks(found):
+        console.print(REPORT.table(found))
+        for remark in REPORT.remarks(found):
             console.print(remark, soft_wrap=True, markup=False)
     return capture.get()
 
@@ -100,7 +100,7 @@ def test_the_table_and_the_document_say_the_same_and_the_document_has_every_samp
     assert "≤ 1.050 missed" in text
     assert "≤ 2.0 met" in text
     assert "fetch: a peer: no such thing" in text
-    document = content({"fetch": found}, {"num_runs": 3}, began=datetime.now(UTC), measured_on={})
+    document = REPORT.content({"fetch": found}, {"num_runs": 3}, began=datetime.now(UTC), measured_on={})
     written = json.dumps(document, allow_nan=False)
     assert (written.count('"met": false'), written.count('"met": true')) == (1, 1)
     assert "/a/path" not in written

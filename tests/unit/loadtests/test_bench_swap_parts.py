@@ -30,7 +30,7 @@ from loadtests.swap.findings import FIRST_TOKEN, Findings, worst
 from loadtests.swap.journal import Journal, Load
 from loadtests.swap.leftovers import remove, shared_files
 from loadtests.swap.process_memory import parse_pss, pss_bytes
-from loadtests.swap.report import content, remarks, table
+from loadtests.swap.report import REPORT
 from loadtests.swap.residents import parse_residents
 from loadtests.swap.rows import MEASUREMENTS, RowName
 from loadtests.swap.subjects import BenchModel
@@ -281,8 +281,8 @@ def test_a_ratio_is_the_median_of_pairs_or_the_worst_of_them() -> None:
 def printed(found: dict[str, Findings]) -> str:
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(table(found))
-        for remark in remarks(found):
+        console.print(REPORT.table(found))
+        for remark in REPORT.remarks(found):
             console.print(remark, soft_wrap=True, markup=False)
     return capture.get()
 
@@ -296,7 +296,7 @@ def test_the_table_and_the_document_say_the_same_and_the_document_has_every_samp
     assert "… / theirs 3.00 s 10.00 0.300 0.200–0.500 3 ≤ 0.250 missed" in text
     assert "≤ 3.00 met" in text
     assert "cold-start: by the way" in text
-    document = content({"cold-start": found}, {"num_runs": 3}, began=datetime.now(UTC), measured_on={})
+    document = REPORT.content({"cold-start": found}, {"num_runs": 3}, began=datetime.now(UTC), measured_on={})
     row = json.loads(json.dumps(document, allow_nan=False))["rows"]["cold-start"]
     assert row["samples"]["first_token_seconds"] == {"ours": [2.0, 3.0, 4.0], "theirs": [10.0, 10.0, 8.0]}
     ratio, alone = row["lines"]

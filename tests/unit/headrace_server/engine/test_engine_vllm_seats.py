@@ -7,12 +7,13 @@ import asyncio
 import importlib
 import importlib.util
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from headrace_server.domain import Demand, Operation, StreamReply
+from headrace_server.domain import Demand, EngineRequest, Operation, ServiceClass, StreamReply
 from headrace_server.errors import Contended, EngineFault, RequestError
 from tests.fakes.engine_requests import OpenSeat, engine_request
 
@@ -26,6 +27,7 @@ pytestmark = [
 PROMPT = {"type": "token", "prompt_token_ids": [1, 2, 3]}
 SAMPLING = SimpleNamespace(max_tokens=5, n=2, output_kind=None)
 MESSAGE = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
+REQUEST = engine_request(Operation.MESSAGE, MESSAGE)
 REFUSAL = Contended("others are first", retry_after_seconds=1.5)
 
 
@@ -43,15 +45,19 @@ class ClosedSeat:
 
 
 class Inner:
-    """vLLM's engine client; `num_asked` counts what reached it."""
+    """vLLM's engine client; remembers what reached it."""
 
     model_config = SimpleNamespace(is_encoder_decoder=False)
 
     def __init__(self) -> None:
         self.num_asked = 0
+        self.prompts: list[Any] = []
+        self.priorities: list[int] = []
 
-    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+    async def generate(self, prompt: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         self.num_asked += 1
+        self.prompts.append(prompt)
+        self.priorities.append(kwargs["priority"])
         yield SimpleNamespace(outputs=[])
 
     encode = generate
@@ -61,12 +67,16 @@ class House:
     """The adapter's parts around one stand-in for the engine."""
 
     def __init__(self) -> None:
-        self._client_module = importlib.import_module("headrace_server.engine.vllm_gated_client")
+        self._seat_module = importlib.import_module("headrace_server.engine.vllm_seat")
         self._serving_module = importlib.import_module("headrace_server.engine.vllm_serving")
         self._translated = importlib.import_module("headrace_server.engine.vllm_errors").translated
         self.inner = Inner()
-        counters = importlib.import_module("headrace_server.engine.vllm_stats").StepCounters()
-        self.client = self._client_module.GatedEngineClient(self.inner, counters)
+        client_module = importlib.import_module("headrace_server.engine.vllm_gated_client")
+        self.client = client_module.GatedEngineClient(self.inner)
+
+    def seat(self, seat: Any, request: EngineRequest = REQUEST) -> None:
+        """From here on, this task asks for `seat`."""
+        self._seat_module.using_seat(seat, request)
 
     def serving(self, **state: Any) -> Any:
         """`VllmServing` on serving objects of the test."""
@@ -103,12 +113,12 @@ def _vllm() -> None:
 class TestGatedClient:
     """Nothing passes without a seat."""
 
-    @pytest.mark.parametrize(("method", "demand"), [("generate", Demand(3, 10)), ("encode", Demand(3, 0))])
+    @pytest.mark.parametrize(("method", "demand"), [("generate", Demand(3, 10, 2)), ("encode", Demand(3, 0))])
     async def test_the_seat_is_taken_for_what_the_prompt_asks_before_the_engine_is(
         self, method: str, demand: Demand
     ) -> None:
         house, seat = House(), OpenSeat()
-        house._client_module.using_seat(seat)
+        house.seat(seat)
         outputs = getattr(house.client, method)(PROMPT, SAMPLING)
         assert (seat.demands, house.inner.num_asked) == ([], 0)
         assert len([output async for output in outputs]) == 1
@@ -117,10 +127,22 @@ class TestGatedClient:
     @pytest.mark.parametrize("method", ["generate", "encode"])
     async def test_a_refusal_is_raised_and_the_engine_is_not_asked(self, method: str) -> None:
         house = House()
-        house._client_module.using_seat(ClosedSeat())
+        house.seat(ClosedSeat())
         with pytest.raises(Contended):
             await anext(getattr(house.client, method)(PROMPT, SAMPLING))
         assert house.inner.num_asked == 0
+
+    @pytest.mark.parametrize("method", ["generate", "encode"])
+    async def test_the_engine_is_told_the_requests_own_priority_and_salt_and_nobody_elses(self, method: str) -> None:
+        house = House()
+        salted = {**PROMPT, "cache_salt": "the client's"}
+        batch = replace(REQUEST, service_class=ServiceClass.BATCH, cache_salt="the tenant's")
+        for request, prompt in ((batch, salted), (batch, PROMPT), (REQUEST, salted)):
+            house.seat(OpenSeat(), request)
+            assert [output async for output in getattr(house.client, method)(prompt, SAMPLING, priority=-7)]
+        assert house.inner.prompts == [{**PROMPT, "cache_salt": "the tenant's"}] * 2 + [PROMPT]
+        assert house.inner.priorities == [2, 2, 1]
+        assert salted["cache_salt"] == "the client's", "the caller's own prompt was changed"
 
     async def test_a_request_without_a_seat_is_a_fault(self) -> None:
         house = House()

@@ -377,6 +377,22 @@ class TestStreams:
             assert await read_until_failure(events) == (CHUNK + DONE, None)
             assert engine.stats().num_requests_running == 0
 
+    @pytest.mark.parametrize("is_wanted", [False, True])
+    async def test_what_a_stream_used_is_counted_and_passed_on_to_who_asked(self, is_wanted: bool) -> None:
+        told = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4}}\n\n'
+        upstream, seat = FakeUpstream(streaming(CHUNK, told, DONE)), OpenSeat()
+        options = {"stream_options": {"include_usage": True}} if is_wanted else {}
+        async with engine_on(upstream) as engine:
+            request = engine_request(Operation.CHAT, {"messages": HELLO, **options}, stream=True)
+            reply = await engine.submit(request, seat)
+            assert isinstance(reply, StreamReply)
+            received, error = await read_until_failure(reply.events)
+            stats = engine.stats()
+        assert (received, error) == (CHUNK + (told if is_wanted else b"") + DONE, None)
+        assert upstream.exchanges[-1].json["stream_options"] == {"include_usage": True}
+        assert (seat.prompts, seat.num_generated) == ([(9, 0)], 4)
+        assert (stats.prompt_tokens_total, stats.generation_tokens_total) == (9, 4)
+
     async def test_the_connection_of_a_finished_stream_is_used_again(self) -> None:
         async with engine_on(FakeUpstream(streaming(CHUNK, DONE))) as engine:
             for _ in range(3):

@@ -1,0 +1,1 @@
+"""The rows of `bench_fair`: who waits how long where several tenants want more than there is."""
