@@ -53,6 +53,7 @@ class Seen:
     accounts: dict[str, tuple[OpenSeat, EngineStats]] = field(default_factory=dict)
     salts: list[tuple[str | None, tuple[int, int]]] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
+    seeded: list[str] = field(default_factory=list)
     told_before_the_answer: int = 0
     steps_after_leaving: dict[str, int] = field(default_factory=dict)
     idle_seconds: float = 0.0
@@ -83,6 +84,7 @@ async def _seen(scratch: Path) -> Seen:
                 seen.accounts[f"{operation.name} {stream}"] = await accounted(engine, request)
         await _try_salts(engine, seen)
         await _try_priorities(engine, seen)
+        await _try_seeds(engine, seen)
         await _try_leaving(engine, seen)
         await _try_preemption(engine, seen)
     async with started(EMBED, scratch, runner="pooling") as (engine, seen.embed_info):
@@ -160,6 +162,15 @@ async def _try_priorities(engine: Engine, seen: Seen) -> None:
             group.create_task(run(service_class.value, 25, service_class))
 
 
+async def _try_seeds(engine: Engine, seen: Seen) -> None:
+    """Prompts of three steps, of which nothing is at hand."""
+    for seed, salt in ((7, "c"), (7, "d"), (8, "e")):
+        asked = completion(700, 24, cache_salt=salt)
+        payload = {**asked.payload, "seed": seed, "temperature": 1.0}
+        reply: Any = await engine.submit(replace(asked, payload=payload), OpenSeat())
+        seen.seeded.append("".join([delta.text async for step in reply.deltas for delta in step]))
+
+
 async def _try_leaving(engine: Engine, seen: Seen) -> None:
     """A reader who closes its stream, and a caller who is cancelled."""
     await until_idle(engine)
@@ -230,6 +241,11 @@ def test_only_equal_salts_share_what_was_computed(seen: Seen) -> None:
 def test_the_more_urgent_class_overtakes(seen: Seen) -> None:
     classes = {service_class.value for service_class in ServiceClass}
     assert [name for name in seen.order if name in classes] == ["interactive", "standard", "batch"]
+
+
+def test_a_seed_means_the_same_however_many_steps_the_prompt_takes(seen: Seen) -> None:
+    first, again, other = seen.seeded
+    assert first == again != other
 
 
 @pytest.mark.parametrize("kind", ["stream", "unary"])

@@ -29,6 +29,7 @@ NUM_TOKENS = 150
 CONFIG = f"""
 telemetry: {{log_format: json}}
 engine: {{heartbeat_seconds: {HEARTBEAT_SECONDS}}}
+scheduling: {{interactive_reserve: 0, target_step_seconds: 60}}
 models:
   - id: {MODEL}
     source: embedded:{MODEL}

@@ -8,7 +8,7 @@ from headrace_server.scheduling.costs import TokenWeights
 
 
 def _longest_waits() -> Mapping[ServiceClass, float | None]:
-    return {ServiceClass.INTERACTIVE: 2.0, ServiceClass.STANDARD: 120.0, ServiceClass.BATCH: None}
+    return {ServiceClass.INTERACTIVE: 1.0, ServiceClass.STANDARD: 120.0, ServiceClass.BATCH: None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ _DEADLINE = "deadline of requests that name none; unset: none"
 class InteractiveClass(Section):
     """Somebody waits for the answer."""
 
-    max_wait_seconds: PositiveFloat | None = Field(2.0, description=_MAX_WAIT)
+    max_wait_seconds: PositiveFloat | None = Field(1.0, description=_MAX_WAIT)
     deadline_seconds: PositiveFloat | None = Field(None, description=_DEADLINE)
 
 

@@ -124,7 +124,7 @@ def test_terms_of_a_tenant_that_make_no_sense_are_refused(key: str, value: objec
 
 def test_a_class_keeps_its_other_defaults_when_one_key_is_set() -> None:
     classes = settings(scheduling={"classes": {"interactive": {"deadline_seconds": 5}}}).scheduling.classes
-    assert (classes.interactive.max_wait_seconds, classes.interactive.deadline_seconds) == (2.0, 5.0)
+    assert (classes.interactive.max_wait_seconds, classes.interactive.deadline_seconds) == (1.0, 5.0)
     assert (classes.standard.max_wait_seconds, classes.batch.max_wait_seconds) == (120.0, None)
 
 
