@@ -9,34 +9,31 @@ it, and its files lie in one temporary folder. A run that was not interrupted is
 Exit codes: 0 measured (whether targets are met stands in the table), 1 a row failed, 2 usage, 130 interrupted.
 """
 
-import argparse
 import asyncio
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import TypeAlias
 
 from rich.console import Console
 
 if not __package__:  # run as a script: find the package, not its modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from headrace_models.errors import ModelError
 from headrace_server.bench import document
 from headrace_server.bench.machine import is_busy, machine
-from headrace_server.bench.report import open_console
 from headrace_server.errors import HeadraceError
 from headrace_server.settings.schema import DEFAULT_MODEL
 from loadtests import cache_picture
-from loadtests.cache_findings import Findings, first_line
+from loadtests.cache_findings import Findings
 from loadtests.cache_report import REPORT
 from loadtests.cache_rows import MEASUREMENTS, RowName
 from loadtests.cache_served import serve
 from loadtests.cache_setting import Setting
-from loadtests.command_line import add_rows, positive, run_measurement
+from loadtests.command_line import RowOptions, measuring, parse_row_options, run_measurement
 from loadtests.launcher import prepare_subject
 from loadtests.peers.installation import FOLDER, PeersNotInstalled, ensure_peers
 
@@ -46,16 +43,10 @@ MODEL = "acme/smollm2"
 _MOST_ROW_SECONDS = 900.0
 
 progress = Console(stderr=True, highlight=False, markup=False)
+_tell = partial(progress.print, soft_wrap=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The command line."""
-
-    rows: tuple[RowName, ...]
-    folder: Path
-    num_runs: int = 3
-    with_peers: bool = True
+Options: TypeAlias = RowOptions[RowName]
 
 
 async def measure(options: Options, found: dict[str, Findings], failed: dict[str, str]) -> None:
@@ -66,14 +57,8 @@ async def measure(options: Options, found: dict[str, Findings], failed: dict[str
         model = serve(MODEL, subject.directory)
         setting = Setting(model, Path(scratch), peers, options.num_runs, progress.print)
         for row in options.rows:
-            progress.print(f"{row}:")
-            began = time.monotonic()
-            try:
+            with measuring(row, failed, _tell):
                 found[row] = await asyncio.wait_for(MEASUREMENTS[row](setting), _MOST_ROW_SECONDS)
-            except (HeadraceError, ModelError, TimeoutError) as error:
-                failed[row] = first_line(error)
-                progress.print(f"  failed: {error}", soft_wrap=True)
-            progress.print(f"  {time.monotonic() - began:.0f} s")
 
 
 def _peers() -> Path | None:
@@ -105,34 +90,20 @@ async def measure_and_report(options: Options) -> None:
     try:
         await measure(options, found, failed)
     finally:
-        _show(found)
+        REPORT.show(found)
     path = REPORT.path_in(options.folder)
     asked = {"num_runs": options.num_runs, "failed": failed, "peers": _peer_versions()}
     document.save(REPORT.content(found, asked, began=began, measured_on=measured_on), path)
-    progress.print(f"written to {path}", soft_wrap=True)
+    _tell(f"written to {path}")
     if cache_picture.can_draw(found):
         cache_picture.draw(found, path.with_suffix(".png"))
     if failed:
         raise HeadraceError(f"not measured: {', '.join(failed)}")
 
 
-def _show(found: dict[str, Findings]) -> None:
-    console = open_console()
-    if found:
-        console.print(REPORT.table(found))
-    for remark in REPORT.remarks(found):
-        console.print(remark, soft_wrap=True, markup=False)
-
-
 def parse_options(arguments: list[str]) -> Options:
     """Read the command line; exits with 2 where it is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    add_rows(parser, RowName)
-    parser.add_argument("--runs", type=positive, default=3, metavar="N", help="of each side; default: 3")
-    parser.add_argument("--no-peers", action="store_true", help="measure Headrace alone")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="for the files")
-    read = parser.parse_args(arguments)
-    return Options(read.rows, read.results, read.runs, with_peers=not read.no_peers)
+    return parse_row_options(__doc__, RowName, RESULTS, arguments)
 
 
 def main() -> int:

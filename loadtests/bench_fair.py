@@ -12,7 +12,6 @@ Exit codes: 0 measured (whether targets are met stands in the table), 1 a row fa
 import argparse
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -23,13 +22,10 @@ from rich.console import Console
 if not __package__:  # run as a script: find the package, not its modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from headrace_models.errors import ModelError
 from headrace_server.bench import document
 from headrace_server.bench.machine import commit, is_busy, machine
-from headrace_server.bench.report import open_console
 from headrace_server.errors import HeadraceError, UsageError
-from loadtests.cache_findings import first_line
-from loadtests.command_line import add_rows, positive, run_measurement
+from loadtests.command_line import add_rows, measuring, positive, run_measurement
 from loadtests.fair.findings import Findings
 from loadtests.fair.picture import can_draw, draw
 from loadtests.fair.real import RealOptions, measure_real
@@ -40,9 +36,9 @@ from loadtests.fair.scale import FULL, SHORT, Scale
 
 RESULTS = Path(__file__).resolve().with_name("results")
 
-_LEAST_WIDTH_OF_FILES = 120
 
 progress = Console(stderr=True, highlight=False, markup=False)
+_tell = partial(progress.print, soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +67,8 @@ def measure_virtually(options: Options, results: Results) -> None:
     for row in options.rows:
         if row is RowName.REAL:
             continue
-        progress.print(f"{row}:")
-        began = time.monotonic()
-        try:
+        with measuring(row, results.failed, _tell, AssertionError, ValueError):
             results.found[row] = _measured(row, options)
-        except (HeadraceError, AssertionError, ValueError) as error:
-            results.failed[row] = first_line(error)
-            progress.print(f"  failed: {first_line(error)}", soft_wrap=True)
-        progress.print(f"  {time.monotonic() - began:.0f} s")
 
 
 def _measured(row: RowName, options: Options) -> Findings:
@@ -92,21 +82,17 @@ async def measure_and_report(options: Options, results: Results) -> None:
     try:
         await _measure_real(options, results)
     except BaseException:
-        _show(results)
+        REPORT.show(results.found)
         raise
     write(options, results)
 
 
 async def _measure_real(options: Options, results: Results) -> None:
-    progress.print(f"{RowName.REAL}:")
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="headrace-bench-", ignore_cleanup_errors=True) as scratch:
-        try:
-            results.found[RowName.REAL] = await measure_real(options.real, Path(scratch), progress.print)
-        except (HeadraceError, ModelError, TimeoutError) as error:
-            results.failed[RowName.REAL] = first_line(error)
-            progress.print(f"  failed: {error}", soft_wrap=True)
-    progress.print(f"  {time.monotonic() - began:.0f} s")
+    with (
+        tempfile.TemporaryDirectory(prefix="headrace-bench-", ignore_cleanup_errors=True) as scratch,
+        measuring(RowName.REAL, results.failed, _tell),
+    ):
+        results.found[RowName.REAL] = await measure_real(options.real, Path(scratch), progress.print)
 
 
 def write(options: Options, results: Results) -> None:
@@ -115,26 +101,16 @@ def write(options: Options, results: Results) -> None:
     Raises:
         HeadraceError: a row failed; the others are written all the same.
     """
-    _show(results)
+    REPORT.show(results.found)
     path = REPORT.path_in(options.folder)
     asked = {"failed": results.failed, "limits": list(options.real.limits), "num_runs": options.real.num_runs}
     content = REPORT.content(results.found, asked, began=results.began, measured_on=results.measured_on)
     document.save(content, path)
     if (real := results.found.get(RowName.REAL)) is not None and can_draw(real):
         draw(real, options.real.times, path.with_suffix(".png"))
-    progress.print(f"written to {path}", soft_wrap=True)
+    _tell(f"written to {path}")
     if results.failed:
         raise HeadraceError(f"not measured: {', '.join(results.failed)}")
-
-
-def _show(results: Results) -> None:
-    console = open_console()
-    if not console.is_terminal:
-        console.width = max(console.width, _LEAST_WIDTH_OF_FILES)
-    if results.found:
-        console.print(REPORT.table(results.found))
-    for remark in REPORT.remarks(results.found):
-        console.print(remark, soft_wrap=True, markup=False)
 
 
 def parse_options(arguments: list[str]) -> Options:
@@ -176,7 +152,7 @@ def main() -> int:
             write(options, results)
             return 0
     except KeyboardInterrupt:
-        _show(results)
+        REPORT.show(results.found)
         return 130
     except HeadraceError as error:
         print(error, file=sys.stderr)

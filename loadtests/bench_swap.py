@@ -9,28 +9,25 @@ to the results folder.
 Exit codes: 0 measured (whether targets are met stands in the table), 1 a row failed, 2 usage, 130 interrupted.
 """
 
-import argparse
 import asyncio
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from rich.console import Console
 
 if not __package__:  # run as a script: find the package, not its modules
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from headrace_models.errors import ModelError
 from headrace_server.bench import document
 from headrace_server.bench.machine import commit, is_busy, machine
-from headrace_server.bench.report import open_console
 from headrace_server.errors import HeadraceError
 from loadtests.bench_report import without_paths
-from loadtests.cache_findings import first_line
-from loadtests.command_line import add_rows, positive, run_measurement
+from loadtests.command_line import RowOptions, measuring, parse_row_options, run_measurement
 from loadtests.swap.findings import Findings
 from loadtests.swap.report import REPORT
 from loadtests.swap.rows import MEASUREMENTS, RowName
@@ -40,19 +37,12 @@ from loadtests.swap.subjects import MODELS, engine_lines
 RESULTS = Path(__file__).resolve().with_name("results")
 
 _MOST_ROW_SECONDS = 900.0
-_LEAST_WIDTH_OF_FILES = 120
 
 progress = Console(stderr=True, highlight=False, markup=False)
+_tell = partial(progress.print, soft_wrap=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The command line."""
-
-    rows: tuple[RowName, ...]
-    folder: Path
-    num_runs: int = 3
-    with_peers: bool = True
+Options: TypeAlias = RowOptions[RowName]
 
 
 @dataclass(slots=True)
@@ -73,18 +63,8 @@ async def measure(options: Options, results: Results) -> None:
         results.asked["engine_arguments"] = {model: without_paths(line) for model, line in lines.items()}
         setting = Setting(Path(scratch), cache, lines, options.num_runs, progress.print, options.with_peers)
         for row in options.rows:
-            await _measure_row(row, setting, results)
-
-
-async def _measure_row(row: RowName, setting: Setting, results: Results) -> None:
-    progress.print(f"{row}:")
-    began = time.monotonic()
-    try:
-        results.found[row] = await asyncio.wait_for(MEASUREMENTS[row](setting), _MOST_ROW_SECONDS)
-    except (HeadraceError, ModelError, TimeoutError) as error:
-        results.failed[row] = first_line(error)
-        progress.print(f"  failed: {error}", soft_wrap=True)
-    progress.print(f"  {time.monotonic() - began:.0f} s")
+            with measuring(row, results.failed, _tell):
+                results.found[row] = await asyncio.wait_for(MEASUREMENTS[row](setting), _MOST_ROW_SECONDS)
 
 
 async def measure_and_report(options: Options) -> None:
@@ -102,34 +82,18 @@ async def measure_and_report(options: Options) -> None:
     try:
         await measure(options, results)
     finally:
-        _show(results.found)
+        REPORT.show(results.found)
     path = REPORT.path_in(options.folder)
     asked = {**results.asked, "failed": results.failed}
     document.save(REPORT.content(results.found, asked, began=began, measured_on=measured_on), path)
-    progress.print(f"written to {path}", soft_wrap=True)
+    _tell(f"written to {path}")
     if results.failed:
         raise HeadraceError(f"not measured: {', '.join(results.failed)}")
 
 
-def _show(found: dict[str, Findings]) -> None:
-    console = open_console()
-    if not console.is_terminal:
-        console.width = max(console.width, _LEAST_WIDTH_OF_FILES)
-    if found:
-        console.print(REPORT.table(found))
-    for remark in REPORT.remarks(found):
-        console.print(remark, soft_wrap=True, markup=False)
-
-
 def parse_options(arguments: list[str]) -> Options:
     """Read the command line; exits with 2 where it is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    add_rows(parser, RowName)
-    parser.add_argument("--runs", type=positive, default=3, metavar="N", help="of each side; default: 3")
-    parser.add_argument("--no-peers", action="store_true", help="measure Headrace alone")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="for the file")
-    read = parser.parse_args(arguments)
-    return Options(read.rows, read.results, read.runs, with_peers=not read.no_peers)
+    return parse_row_options(__doc__, RowName, RESULTS, arguments)
 
 
 def main() -> int:

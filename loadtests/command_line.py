@@ -3,18 +3,24 @@
 import argparse
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import uvloop
 
+from headrace_models.errors import ModelError
 from headrace_server.bench.interrupts import unless_interrupted
 from headrace_server.bench.priority import priority
 from headrace_server.bench.process_table import PROC
 from headrace_server.errors import HeadraceError, UsageError
+from loadtests.cache_findings import first_line
+
+R = TypeVar("R", bound=StrEnum)
 
 
 def positive(text: str) -> int:
@@ -35,6 +41,44 @@ def add_rows(parser: argparse.ArgumentParser, rows: type[StrEnum]) -> None:
         return tuple(row for row in rows if row in names)
 
     parser.add_argument("--rows", type=read, default=tuple(rows), metavar="NAME,...", help="default: all of them")
+
+
+@dataclass(frozen=True, slots=True)
+class RowOptions(Generic[R]):
+    """A command line of rows that take turns between sides."""
+
+    rows: tuple[R, ...]
+    folder: Path
+    num_runs: int = 3
+    with_peers: bool = True
+
+
+def parse_row_options(doc: str | None, rows: type[R], results: Path, arguments: list[str]) -> RowOptions[R]:
+    """Read the command line; exits with 2 where it is wrong. `doc`: of the command's module."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0] if doc else None)
+    add_rows(parser, rows)
+    parser.add_argument("--runs", type=positive, default=3, metavar="N", help="of each side; default: 3")
+    parser.add_argument("--no-peers", action="store_true", help="measure Headrace alone")
+    parser.add_argument("--results", type=Path, default=results, metavar="FOLDER", help="for the files")
+    read = parser.parse_args(arguments)
+    return RowOptions(read.rows, read.results, read.runs, with_peers=not read.no_peers)
+
+
+@contextmanager
+def measuring(
+    row: str, failed: dict[str, str], tell: Callable[[str], object], *failures: type[Exception]
+) -> Iterator[None]:
+    """Tell that a row is measured, and how long that took. One that ends in one of the `failures`, or in a failure of
+    ours, is told in `failed`, and ends no other."""
+    expected: tuple[type[Exception], ...] = (HeadraceError, ModelError, TimeoutError, *failures)
+    tell(f"{row}:")
+    began = time.monotonic()
+    try:
+        yield
+    except expected as error:
+        failed[row] = first_line(error)
+        tell(f"  failed: {error}")
+    tell(f"  {time.monotonic() - began:.0f} s")
 
 
 def run_measurement(

@@ -9,8 +9,10 @@ from typing import Generic, Protocol, TypeVar
 from rich.table import Table
 
 from headrace_server.bench import document
-from headrace_server.bench.report import empty_table
+from headrace_server.bench.report import empty_table, open_console
 from headrace_server.bench.stats import Estimate, Target
+
+_LEAST_WIDTH_OF_FILES = 120
 
 
 class FoundLine(Protocol):
@@ -70,6 +72,16 @@ class RowReport(Generic[L]):
             for line in findings.lines:
                 shown.add_row(f" {line.title}", *self.cells(line))
         return shown
+
+    def show(self, found: Mapping[str, RowFindings[L]]) -> None:
+        """Print the table, and what else one must know."""
+        console = open_console()
+        if not console.is_terminal:
+            console.width = max(console.width, _LEAST_WIDTH_OF_FILES)
+        if found:
+            console.print(self.table(found))
+        for remark in self.remarks(found):
+            console.print(remark, soft_wrap=True, markup=False)
 
     def remarks(self, found: Mapping[str, RowFindings[L]]) -> Iterator[str]:
         """What else one must know, by row."""

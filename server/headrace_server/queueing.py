@@ -145,7 +145,8 @@ class QueuePolicy(Protocol):
         """The engine's counters, as often as anybody likes."""
 
     def arrive(self, ticket: TicketId, arrival: Arrival, now: float) -> Refusal | None:
-        """A request comes to the door. If it is not refused, it counts towards the queue's bounds until it leaves."""
+        """A request comes to the door. If it is not refused, it counts towards the queue's bounds while it is
+        at the door or waits."""
 
     def join(self, ticket: TicketId, demand: Demand, now: float) -> Refusal | None:
         """It has been tokenised and waits from now on. A refused one is to leave."""

@@ -129,11 +129,12 @@ def plan_runtime(settings: Settings) -> Plan:
         settings.engine,
         memory,
         () if memory.is_device else _cpu_shares(models),
-        _queue_options(settings.scheduling),
+        queue_options(settings.scheduling),
     )
 
 
-def _queue_options(scheduling: SchedulingSettings) -> QueueOptions:
+def queue_options(scheduling: SchedulingSettings) -> QueueOptions:
+    """The queue's options, from the settings of the same names."""
     classes = scheduling.classes
     return QueueOptions(
         max_requests=scheduling.max_requests,

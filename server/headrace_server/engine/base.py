@@ -13,6 +13,9 @@ from typing import Protocol
 
 from headrace_server.domain import EngineCapacity, EngineReply, EngineRequest, EngineStats, ModelId, Operation, Seat
 
+LONGEST_PROMPT_SHARE = 1 / 2
+"""Of a step's tokens: what one prompt takes at most where others want some, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights:

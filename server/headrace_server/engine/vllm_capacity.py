@@ -3,8 +3,7 @@
 from vllm.config import VllmConfig
 
 from headrace_server.domain import EngineCapacity
-
-_LONGEST_SHARE = 1 / 2
+from headrace_server.engine.base import LONGEST_PROMPT_SHARE
 
 
 def share_steps(config: VllmConfig) -> None:
@@ -15,7 +14,7 @@ def share_steps(config: VllmConfig) -> None:
     """
     scheduler = config.scheduler_config
     if scheduler.enable_chunked_prefill and scheduler.long_prefill_token_threshold == 0:
-        longest = int(scheduler.max_num_batched_tokens * _LONGEST_SHARE)
+        longest = int(scheduler.max_num_batched_tokens * LONGEST_PROMPT_SHARE)
         scheduler.long_prefill_token_threshold = min(longest, config.model_config.max_model_len)
 
 

@@ -8,6 +8,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from headrace_models.trust import Trust
+from headrace_server.runtime import queue_options
+from headrace_server.scheduling.options import QueueOptions
 from headrace_server.settings.access import AuthMode
 from headrace_server.settings.schema import Settings, is_loopback
 
@@ -260,3 +262,8 @@ def test_every_section_refuses_unknown_keys_and_never_changes(section: type[Base
 def test_a_number_of_bytes_can_have_a_unit(written: object, num_bytes: int) -> None:
     settings = Settings.model_validate({"engine": {"memory_budget_bytes": written}})
     assert settings.engine.memory_budget_bytes == num_bytes
+
+
+def test_a_queue_has_the_same_defaults_whoever_makes_it() -> None:
+    """What is measured with nothing tuned is what a server without a configuration does."""
+    assert queue_options(settings().scheduling) == QueueOptions()
