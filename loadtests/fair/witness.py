@@ -71,6 +71,10 @@ class _WatchedSeat:
         self._service = service
         self._tenant = tenant
 
+    @property
+    def is_favoured(self) -> bool:
+        return self._seat.is_favoured
+
     async def take(self, demand: Demand) -> None:
         await self._seat.take(demand)
         self._seen.admitted_at = now()

@@ -273,7 +273,13 @@ class Demand:
 
 class Seat(Protocol):
     """A request's claim to be served. The engine takes it after tokenising and before any other work, and says on it
-    what it does for the request. Both sayings are cheap and never fail."""
+    what it does for the request. Both sayings are cheap and never fail.
+
+    `is_favoured`, once it is taken: the engine serves the request before others of its class that wait in it.
+    """
+
+    @property
+    def is_favoured(self) -> bool: ...
 
     async def take(self, demand: Demand) -> None:
         """Return once the request is admitted. One HTTP request is admitted once: further calls return at once.
@@ -295,12 +301,14 @@ class EngineCapacity:
     """What an engine can take at a time; None where nobody knows.
 
     `max_num_seqs` sequences in a step, `max_num_batched_tokens` tokens of prompts and sequences in a step,
-    `kv_cache_tokens` tokens of prompts and outputs in the KV cache.
+    `kv_cache_tokens` tokens of prompts and outputs in the KV cache; `longest_chunk_tokens` tokens of one prompt in a
+    step where there are others.
     """
 
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     kv_cache_tokens: int | None = None
+    longest_chunk_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

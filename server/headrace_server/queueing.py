@@ -62,6 +62,7 @@ class Decisions:
 
     Attributes:
         admit: requests to hand to the engine, in this order.
+        favoured: those of them whom the engine is to serve before others of their class.
         refuse: requests that wait, or are in the engine (only DEADLINE_EXPIRED), and are to end.
         preempt: requests to take out of the engine; each is to be told of by `QueuePolicy.requeue`.
         look_again_at: ask again at this time even if nothing happens; None: only when something does.
@@ -71,6 +72,7 @@ class Decisions:
     refuse: tuple[tuple[TicketId, Refusal], ...] = ()
     preempt: tuple[TicketId, ...] = ()
     look_again_at: float | None = None
+    favoured: frozenset[TicketId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

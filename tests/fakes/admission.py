@@ -85,6 +85,7 @@ class FakePlace:
         self.expected: Outlook | None = None
         self.is_in = False
         self.is_over = False
+        self.is_favoured = False
         self.waited_seconds: float | None = None
         self._admission = admission
         self._turn: Turn | None = None

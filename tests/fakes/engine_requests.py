@@ -49,6 +49,7 @@ class OpenSeat:
         self.demands: list[Demand] = []
         self.prompts: list[tuple[int, int]] = []
         self.num_generated = 0
+        self.is_favoured = False
 
     async def take(self, demand: Demand) -> None:
         self.demands.append(demand)

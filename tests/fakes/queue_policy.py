@@ -22,6 +22,7 @@ class FirstCome:
 
     Attributes:
         limit: may be changed; what is decided next heeds it.
+        favoured: those whom it favours when it lets them in.
         door, seat: what newcomers are told, and those who join; None: they may.
         to_preempt: whom to preempt next.
         capacities: of the engines so far.
@@ -34,6 +35,7 @@ class FirstCome:
 
     def __init__(self, limit: int = 1) -> None:
         self.limit = limit
+        self.favoured: set[TicketId] = set()
         self.door: Callable[[Arrival], Refusal | None] = lambda _arrival: None
         self.seat: Callable[[Demand], Refusal | None] = lambda _demand: None
         self.to_preempt: list[TicketId] = []
@@ -125,6 +127,7 @@ class FirstCome:
             tuple((ticket, expired) for ticket in refused),
             tuple(preempted),
             min(deadlines, default=None),
+            frozenset(self.favoured.intersection(admitted)),
         )
 
     def _is_late(self, ticket: TicketId, now: float) -> bool:

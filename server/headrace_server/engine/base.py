@@ -13,8 +13,17 @@ from typing import Protocol
 
 from headrace_server.domain import EngineCapacity, EngineReply, EngineRequest, EngineStats, ModelId, Operation, Seat
 
-LONGEST_PROMPT_SHARE = 1 / 2
-"""Of a step's tokens: what one prompt takes at most where others want some, too."""
+_LONGEST_CHUNK = 1 / 2  # of a step
+
+
+def longest_chunk(step_tokens: int) -> int:
+    """Of a step's tokens, those that one prompt takes at most where others want some, too."""
+    return max(1, int(step_tokens * _LONGEST_CHUNK))
+
+
+def urgency(request: EngineRequest, seat: Seat) -> int:
+    """In what order an engine serves the requests that wait in it, the lowest first: by class, then the favoured."""
+    return 2 * request.service_class.rank + (not seat.is_favoured)
 
 
 @dataclass(frozen=True, slots=True)

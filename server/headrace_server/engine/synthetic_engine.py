@@ -26,7 +26,7 @@ from headrace_server.domain import (
     StreamReply,
     UnaryReply,
 )
-from headrace_server.engine.base import EngineInfo, EngineSpec
+from headrace_server.engine.base import EngineInfo, EngineSpec, longest_chunk, urgency
 from headrace_server.engine.synthetic_dialect import Dialect, Envelope, encode, step_frames
 from headrace_server.engine.synthetic_generation import Account, Item, Pace, PacedPlace, Place, Run, Sleep, Totals, Work
 from headrace_server.engine.synthetic_messages import MessageDialect
@@ -92,7 +92,8 @@ class SyntheticEngine:
         options = self._options
         if self._steps is None:
             return EngineCapacity(options.max_num_seqs)
-        return EngineCapacity(options.max_num_seqs, options.max_num_batched_tokens, options.kv_cache_tokens)
+        step_tokens = options.max_num_batched_tokens
+        return EngineCapacity(options.max_num_seqs, step_tokens, options.kv_cache_tokens, longest_chunk(step_tokens))
 
     async def submit(self, request: EngineRequest, seat: Seat) -> EngineReply:
         """See `Engine.submit`. A stream waits for its slot when its first item is asked for."""
@@ -134,12 +135,12 @@ class SyntheticEngine:
         work = Work(plan.prompt_lengths, tuple(plan.tokens_per_step()), Account(seat, self._totals))
         cache = self._prefix_cache
         prefixes = None if cache is None else Prefixes(cache, [*map(split, plan.task.prompts)], request.cache_salt)
-        return self._place_for(work, request, prefixes)
+        return self._place_for(work, urgency(request, seat), prefixes)
 
-    def _place_for(self, work: Work, request: EngineRequest, prefixes: Prefixes | None = None) -> Place:
+    def _place_for(self, work: Work, rank: int, prefixes: Prefixes | None = None) -> Place:
         if self._steps is None:
             return PacedPlace(work, self._slots, self._pace)
-        return Job(self._steps, work, request.service_class.rank, prefixes)
+        return Job(self._steps, work, rank, prefixes)
 
     async def _written(self, plan: Plan, dialect: Dialect, place: Place, *, stream: bool) -> EngineReply:
         if stream:
@@ -158,7 +159,8 @@ class SyntheticEngine:
         task = pooling_task(request, self._options.max_model_len)
         self._check_memory(task.num_prompt_tokens)
         await seat.take(Demand(task.num_prompt_tokens, 0))
-        place = self._place_for(Work((task.num_prompt_tokens,), (0,), Account(seat, self._totals)), request)
+        work = Work((task.num_prompt_tokens,), (0,), Account(seat, self._totals))
+        place = self._place_for(work, urgency(request, seat))
         try:
             await place.step()
             return UnaryReply(await pooled(task, self._envelope(request), self._give_way))

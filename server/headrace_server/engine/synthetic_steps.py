@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from headrace_server.domain import EngineStats
-from headrace_server.engine.base import LONGEST_PROMPT_SHARE
+from headrace_server.engine.base import longest_chunk
 from headrace_server.engine.synthetic_generation import Sleep, Work
 from headrace_server.engine.synthetic_prefix_cache import Prefixes
 from headrace_server.errors import EngineDied
@@ -42,8 +42,8 @@ class StepModel:
 
 
 class Job:
-    """One request's `Place` in the steps. `rank`: of its class. `prefixes`: how its prompts begin; None: they are not
-    looked up."""
+    """One request's `Place` in the steps. `rank`: its urgency, the lowest first. `prefixes`: how its prompts begin;
+    None: they are not looked up."""
 
     def __init__(self, steps: "Steps", work: Work, rank: int, prefixes: Prefixes | None = None) -> None:
         self._steps = steps
@@ -258,7 +258,7 @@ class Steps:
             num_tokens = min(job.num_sequences, budget)
             return num_tokens if num_tokens <= step.num_tokens_left else 0
         is_alone = len(self._running) + len(self._waiting) == 1
-        longest = budget if is_alone else max(1, int(budget * LONGEST_PROMPT_SHARE))
+        longest = budget if is_alone else longest_chunk(budget)
         return min(job.num_to_prefill, longest, step.num_tokens_left)
 
     def _made_room(self, job: Job, num_tokens: int, step: _Step) -> bool:

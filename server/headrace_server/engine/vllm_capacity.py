@@ -3,7 +3,7 @@
 from vllm.config import VllmConfig
 
 from headrace_server.domain import EngineCapacity
-from headrace_server.engine.base import LONGEST_PROMPT_SHARE
+from headrace_server.engine.base import longest_chunk
 
 
 def share_steps(config: VllmConfig) -> None:
@@ -14,7 +14,7 @@ def share_steps(config: VllmConfig) -> None:
     """
     scheduler = config.scheduler_config
     if scheduler.enable_chunked_prefill and scheduler.long_prefill_token_threshold == 0:
-        longest = int(scheduler.max_num_batched_tokens * LONGEST_PROMPT_SHARE)
+        longest = longest_chunk(scheduler.max_num_batched_tokens)
         scheduler.long_prefill_token_threshold = min(longest, config.model_config.max_model_len)
 
 
@@ -22,4 +22,9 @@ def capacity_of(config: VllmConfig) -> EngineCapacity:
     """What an engine has, once it has started: its KV cache is sized last."""
     scheduler, cache = config.scheduler_config, config.cache_config
     kv_cache_tokens = cache.kv_cache_size_tokens or (cache.num_gpu_blocks or 0) * cache.block_size
-    return EngineCapacity(scheduler.max_num_seqs, scheduler.max_num_batched_tokens, kv_cache_tokens or None)
+    return EngineCapacity(
+        scheduler.max_num_seqs,
+        scheduler.max_num_batched_tokens,
+        kv_cache_tokens or None,
+        scheduler.long_prefill_token_threshold or None,
+    )

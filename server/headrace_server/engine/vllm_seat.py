@@ -8,18 +8,19 @@ from contextvars import ContextVar
 from typing import Any
 
 from headrace_server.domain import Demand, EngineRequest, Seat
+from headrace_server.engine.base import urgency
 from headrace_server.errors import EngineFault, RequestError
 
 _SALT = "cache_salt"
 
 
 class SeatInUse:
-    """The seat of `request`. `priority` is vLLM's: the lowest number is served first."""
+    """The seat of `request`."""
 
     def __init__(self, seat: Seat, request: EngineRequest) -> None:
         self._seat = seat
         self._cache_salt = request.cache_salt
-        self.priority = request.service_class.rank
+        self._request = request
         self.is_taken = False
         self.refusal: RequestError | None = None
 
@@ -35,6 +36,11 @@ class SeatInUse:
             self.refusal = error
             raise
         self.is_taken = True
+
+    @property
+    def priority(self) -> int:
+        """vLLM's, once it is taken."""
+        return urgency(self._request, self._seat)
 
     def began(self, num_computed_tokens: int, num_cached_tokens: int) -> None:
         """See `Seat.began`."""

@@ -23,7 +23,7 @@ from headrace_server.queueing import (
     TicketId,
     TicketView,
 )
-from headrace_server.scheduling.capacity import Capacity, Load
+from headrace_server.scheduling.capacity import Capacity
 from headrace_server.scheduling.costs import Habits, Work
 from headrace_server.scheduling.deadlines import Deadlines
 from headrace_server.scheduling.door import Door
@@ -31,6 +31,8 @@ from headrace_server.scheduling.estimator import Estimator
 from headrace_server.scheduling.fair_queue import Entry, FairQueue, Flow, TenantBooks
 from headrace_server.scheduling.integrity import check_books
 from headrace_server.scheduling.letting_in import LettingIn
+from headrace_server.scheduling.lineup import Lineup
+from headrace_server.scheduling.load import Load
 from headrace_server.scheduling.options import QueueOptions as QueueOptions
 from headrace_server.scheduling.queue_view import tenant_view, ticket_view
 from headrace_server.scheduling.running import Running
@@ -180,6 +182,7 @@ class FairBatching:
             refuse=tuple((entry.ticket, _EXPIRED) for entry in refused),
             preempt=tuple(entry.ticket for entry in leaving),
             look_again_at=self._deadlines.next_time(),
+            favoured=frozenset(entry.ticket for entry in admitted if entry.is_favoured),
         )
 
     def outlook(self, ticket: TicketId, now: float) -> Outlook | None:
@@ -190,7 +193,7 @@ class FairBatching:
         own = Work()
         for earlier in entry.flow.entries[: entry.flow.index(entry)]:
             own.add(earlier.work)
-        return self._outlook(entry, own, self._num_free_slots(entry))
+        return self._outlook(entry, own, self._queue.ahead_of(entry.flow, own), self._num_free_slots(entry))
 
     def view(self, now: float) -> QueueView:
         """See `QueuePolicy.view`."""
@@ -237,7 +240,7 @@ class FairBatching:
         self._door.enter(entry, -1)
 
     def _leave_engine(self, entry: Entry) -> None:
-        if entry.has_begun and entry.demand is not None:
+        if entry.has_begun and entry.demand is not None and not entry.is_cut:
             entry.tenant.habits.ended(entry.num_output_tokens, entry.demand.num_sequences)
         self._running.release(entry)
         self._capacity.request_ended()
@@ -256,6 +259,7 @@ class FairBatching:
     def _expire(self, now: float) -> list[Entry]:
         passed = [entry for entry in self._deadlines.passed(now) if entry.stage is not Stage.AT_THE_DOOR]
         for entry in passed:
+            entry.is_cut = True
             self.leave(entry.ticket, now)
         return passed
 
@@ -278,23 +282,24 @@ class FairBatching:
     def _weight_of_all(self) -> float:
         return sum(tenant.terms.weight for tenant in self._present.values())
 
-    def _outlook(self, entry: Entry, own: Work, num_free_slots: int) -> Outlook:
-        ahead = self._queue.ahead_of(entry.flow, own)
+    def _outlook(self, entry: Entry, own: Work, ahead: Work, num_free_slots: int) -> Outlook:
         wait_seconds = self._estimator.wait_seconds(entry.flow, own, ahead, num_free_slots)
         return Outlook(1 + round(ahead.num_requests), wait_seconds)
 
     def _ticket_views(self) -> Iterator[TicketView]:
+        load, weights = self._running.load_now, self._weight_of_all()
         yield from map(ticket_view, self._running.entries.values())
         for queue in self._queue.classes:
+            lineup = Lineup(queue, self._queue.before(queue))
             for flow in queue.flows.values():
-                yield from self._views_of_waiting(flow)
+                yield from self._views_of_waiting(flow, lineup, load, weights)
         yield from (ticket_view(entry) for entry in self._entries.values() if entry.stage is Stage.AT_THE_DOOR)
 
-    def _views_of_waiting(self, flow: Flow) -> Iterator[TicketView]:
-        own, weights, load = Work(), self._weight_of_all(), self._running.load_now
+    def _views_of_waiting(self, flow: Flow, lineup: Lineup, load: Load, weights: float) -> Iterator[TicketView]:
+        own = Work()
         num_free_slots = self._letting_in.free_slots(flow.entries[0], load, weights)
         for entry in flow.entries:
-            outlook = self._outlook(entry, own, num_free_slots)
+            outlook = self._outlook(entry, own, lineup.ahead_of(flow, own), num_free_slots)
             own.add(entry.work)
             yield ticket_view(entry, outlook, self._why(entry, load, weights))
 

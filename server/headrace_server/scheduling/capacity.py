@@ -10,21 +10,24 @@ The engine says what it takes, its measurements say what is good for it.
 - KV cache: prompts, outputs so far, and an allowance for what they will grow by. The allowance rises when the engine
   had to preempt, and falls slowly with each request that ends. Who is alone is always let in.
 
-Of slots and prompt tokens a part is kept for those for whom it matters: interactive requests, and tenants that hold at
-most half of their share of the slots. Without the latter, a tenant that holds all slots with long outputs makes others
-wait until one of them ends, however low their counters are. What is kept costs throughput, so unless interactive work
-has come lately it is no more than costs 3 % (it begins at the knee, the fewest sequences that decode at 0.97 of the
-throughput of all), or a quarter of what the operator gave. The limit that is measured may fall below what is in the
-engine already, and then nothing of the reserve is left; so tenants that hold little may also exceed that limit, but not
-the engine's nor the operator's, by as many slots as the reserve has at most.
+Of slots and prompt tokens a part is kept for those for whom it matters (`claims`): otherwise a tenant that holds all
+slots with long outputs, or whose long prompts fill the steps, makes others wait for the end of one of them, however low
+their counters are. An engine lets a prompt take so much of a step at most that another fits in beside it; a second long
+one is let in only once the first is down to that, so that the rest of the step is there for short ones. What is kept
+costs throughput, so unless interactive work has come lately it is no more than costs 3 % (it begins at the knee, the
+fewest sequences that decode at 0.97 of the throughput of all), or a quarter of what the operator gave. The limit that
+is measured may fall below what is in the engine already, and then nothing of the reserve is left; so tenants that hold
+few slots may also exceed that limit, but not the engine's nor the operator's, by as many slots as the reserve has at
+most.
 """
 
 import math
-from dataclasses import dataclass
 from enum import Enum
 
 from headrace_server.domain import EngineCapacity, EngineStats
+from headrace_server.scheduling.claims import Claim
 from headrace_server.scheduling.costs import Habits
+from headrace_server.scheduling.load import Load
 from headrace_server.scheduling.options import QueueOptions
 from headrace_server.scheduling.step_model import StepModel, StepTimes
 
@@ -39,64 +42,12 @@ _GROWTH_KEPT_PER_REQUEST = 0.99
 _INTERACTIVE_EXPECTED_SECONDS = 60.0  # after the last one came
 
 
-class Claim(Enum):
-    """How much of the reserve is kept from a request: the value is the part of it."""
-
-    ORDINARY = 1.0
-    URGENT = 0.5  # interactive, of a tenant that holds much
-    LIGHT = 0.25  # standard, of a tenant that holds little
-    URGENT_AND_LIGHT = 0.0
-
-
-_LIGHT = (Claim.LIGHT, Claim.URGENT_AND_LIGHT)
-
-
 class Obstacle(Enum):
     """What stands in the way of a request; the value says it to people."""
 
     SLOTS = "a slot"
     PROMPTS = "prompts before it"
     MEMORY = "memory for its tokens"
-
-
-@dataclass(slots=True)
-class Load:
-    """What is in the engine, or what a request adds to it.
-
-    `num_favoured_slots`: those that exceed the measured limit. `num_prefill_tokens`: of prompts that have not been
-    worked through; `num_favoured_tokens`: those of them that came in by a claim to the reserve, `num_computing_tokens`
-    those that were there when the step began that is under way. `num_tokens`: of prompts and outputs, in the KV cache.
-    """
-
-    num_requests: int = 0
-    num_slots: int = 0
-    num_favoured_slots: int = 0
-    num_prefill_tokens: int = 0
-    num_favoured_tokens: int = 0
-    num_computing_tokens: int = 0
-    num_tokens: int = 0
-
-    def add(self, other: "Load", times: int = 1) -> None:
-        """-1 takes it away."""
-        self.num_requests += times * other.num_requests
-        self.num_slots += times * other.num_slots
-        self.num_favoured_slots += times * other.num_favoured_slots
-        self.num_prefill_tokens += times * other.num_prefill_tokens
-        self.num_favoured_tokens += times * other.num_favoured_tokens
-        self.num_computing_tokens += times * other.num_computing_tokens
-        self.num_tokens += times * other.num_tokens
-
-    def copy(self) -> "Load":
-        """Another one that is equal."""
-        return Load(
-            self.num_requests,
-            self.num_slots,
-            self.num_favoured_slots,
-            self.num_prefill_tokens,
-            self.num_favoured_tokens,
-            self.num_computing_tokens,
-            self.num_tokens,
-        )
 
 
 class Capacity:
@@ -162,7 +113,7 @@ class Capacity:
     def free_slots(self, load: Load, claim: Claim) -> int:
         """That are open to a request."""
         open_slots = self._open_slots(load, claim)
-        if claim in _LIGHT:
+        if claim.may_exceed:
             num_favoured = math.floor(self._options.interactive_reserve * self.slots) - load.num_favoured_slots
             open_slots = max(open_slots, min(self._most_slots - load.num_slots, num_favoured))
         return max(0, open_slots)
@@ -172,7 +123,7 @@ class Capacity:
         return need.num_slots > self._open_slots(load, claim)
 
     def _open_slots(self, load: Load, claim: Claim) -> int:
-        kept = math.floor(self.reserved_slots * claim.value)
+        kept = math.floor(self.reserved_slots * claim.kept)
         return self.slots + self.slots_ahead - kept - load.num_slots
 
     def obstacle(self, need: Load, load: Load, claim: Claim) -> Obstacle | None:
@@ -181,8 +132,7 @@ class Capacity:
             return None
         if need.num_slots > self.free_slots(load, claim):
             return Obstacle.SLOTS
-        is_favoured = claim is not Claim.ORDINARY and self._has_favoured_prompt_room(need, load)
-        if not (is_favoured or self.has_prompt_room(need, load)):
+        if not (self.has_prompt_room(need, load) or self._has_reserved_prompt_room(need, load, claim)):
             return Obstacle.PROMPTS
         if not self._has_memory(need, load):
             return Obstacle.MEMORY
@@ -193,14 +143,17 @@ class Capacity:
         each step."""
         num_in_step = max(1, self.step_tokens - load.num_slots)
         num_open = num_in_step * (1 - self._options.interactive_reserve)
-        num_waiting = load.num_prefill_tokens - min(load.num_computing_tokens, num_in_step)
+        num_computing = min(load.num_computing_tokens, num_in_step, load.num_prompts * self._longest_chunk)
+        num_waiting = load.num_prefill_tokens - num_computing
         return num_waiting + min(need.num_prefill_tokens, num_open) <= num_open
 
-    def _has_favoured_prompt_room(self, need: Load, load: Load) -> bool:
+    def _has_reserved_prompt_room(self, need: Load, load: Load, claim: Claim) -> bool:
         """Those with a claim have a step's worth of their own: a long prompt that is being computed must not keep short
-        ones out until it is done."""
-        num_tokens = min(need.num_prefill_tokens, self.step_tokens)
-        return load.num_favoured_tokens + num_tokens <= self.step_tokens
+        ones out until it is done. For those whom the engine serves first, what it computes already has left that."""
+        if not claim.has_prompt_room:
+            return False
+        num_taken = load.num_favoured_tokens - claim.goes_first * load.num_favoured_computing_tokens
+        return num_taken + min(need.num_prefill_tokens, self.step_tokens) <= self.step_tokens
 
     def _has_memory(self, need: Load, load: Load) -> bool:
         if self._engine.kv_cache_tokens is None:
@@ -222,6 +175,7 @@ class Capacity:
         self.reserved_slots = self._reserve(times)
         step_tokens = self._engine.max_num_batched_tokens
         self.step_tokens = STEP_TOKENS_WHERE_NOTHING_IS_KNOWN if step_tokens is None else step_tokens
+        self._longest_chunk = self._engine.longest_chunk_tokens or self.step_tokens
 
     def _allowed_slots(self) -> int:
         limits = [limit for limit in (self._engine.max_num_seqs, self._options.slot_limit) if limit is not None]

@@ -41,6 +41,8 @@ class Door:
 
     def refuse_newcomer(self, entry: Entry, wait_seconds: float | None, now: float) -> Refusal | None:
         """Why a request cannot come in; nothing is known of it but its size."""
+        if self._is_too_late(entry, wait_seconds, now):
+            return Refusal(RefusalReason.DEADLINE_UNMEETABLE)
         if self.num_requests == 0:
             return None
         line = entry.flow.line
@@ -54,6 +56,8 @@ class Door:
 
     def refuse_tokenised(self, entry: Entry, wait_seconds: float | None, now: float) -> Refusal | None:
         """Why a request that is here cannot wait in the queue, now that it is known what it needs."""
+        if self._is_too_late(entry, wait_seconds, now):
+            return Refusal(RefusalReason.DEADLINE_UNMEETABLE)
         if self._queue.is_empty:
             return None
         reason = self._beyond_tokens(entry.tenant, entry.num_prompt_tokens)
@@ -82,14 +86,17 @@ class Door:
         return RefusalReason.QUEUE_FULL if _is_beyond(self.num_tokens, num_tokens, most) else None
 
     def _refuse_for_wait(self, entry: Entry, wait_seconds: float | None, share: float, now: float) -> Refusal | None:
-        if wait_seconds is None:
-            return None
-        deadline, most = entry.arrival.deadline, self._most_seconds(entry.flow)
-        if deadline is not None and now + wait_seconds > deadline:
-            return Refusal(RefusalReason.DEADLINE_UNMEETABLE)
-        if most is not None and wait_seconds > share * most:
+        most = self._most_seconds(entry.flow)
+        if wait_seconds is not None and most is not None and wait_seconds > share * most:
             return self._refusal(entry, RefusalReason.WAIT_TOO_LONG, wait_seconds, now)
         return None
+
+    def _is_too_late(self, entry: Entry, wait_seconds: float | None, now: float) -> bool:
+        """Whether its deadline will have passed before its answer can be whole."""
+        deadline = entry.arrival.deadline
+        if deadline is None:
+            return False
+        return now + (wait_seconds or 0.0) + self._estimator.least_service_seconds(entry) > deadline
 
     def _refusal(self, entry: Entry, reason: RefusalReason, wait_seconds: float | None, now: float) -> Refusal:
         """Tell it to come back once those before it have: when a place comes free, or the wait is short enough."""

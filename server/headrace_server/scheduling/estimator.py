@@ -89,6 +89,11 @@ class Estimator:
             seconds += self._first_release_seconds()
         return max(seconds, prompt_seconds, self._concurrency_seconds(flow, own)) * flow.correction.factor
 
+    def least_service_seconds(self, entry: Entry) -> float:
+        """From a request's admission to its end, less what it may be sooner by its tenant's habits; 0 where they say
+        nothing of its length."""
+        return max(0.0, 1 - entry.tenant.habits.output_variation) * self._service_seconds(entry.work)
+
     def _first_release_seconds(self) -> float:
         typical = self._everybody.expected_work(None, self._capacity.weights)
         oldest = self._running.oldest

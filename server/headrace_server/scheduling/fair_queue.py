@@ -10,13 +10,14 @@ time is no credit.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
 from headrace_server.domain import Demand, ServiceClass, Tenant, TenantId
 from headrace_server.queueing import Arrival, Stage, TicketId
 from headrace_server.scheduling.costs import Correction, Habits, TokenWeights, Work
+from headrace_server.scheduling.lately import Lately
 from headrace_server.scheduling.retry_line import RetryLine
 
 _ORDER = attrgetter("order")
@@ -38,7 +39,9 @@ class Entry:
         token_price: of an output token, divided by the tenant's weight.
         joined_at, expected_wait_seconds: when it joined the queue last, and what it was to expect there.
         num_favoured_tokens: the like, if it came in by a claim to the reserve.
+        is_favoured: the engine serves it before others of its class.
         is_leaving: it has been named for preemption.
+        is_cut: it has not ended by itself.
         is_watched: its deadline is.
     """
 
@@ -63,7 +66,9 @@ class Entry:
     expected_wait_seconds: float | None = None
     num_favoured_tokens: int = 0
     has_begun: bool = False
+    is_favoured: bool = False
     is_leaving: bool = False
+    is_cut: bool = False
     is_watched: bool = False
     is_over: bool = False
 
@@ -130,11 +135,13 @@ class TenantBooks:
         num_running, num_slots, num_prefill_tokens, num_output_tokens: requests in the engine, what they take of its
             slots and prompt budget, and what they have generated.
         served_cost: what it was charged, without those outputs.
+        lately: of all that it was charged.
     """
 
     __slots__ = (
         "flows",
         "habits",
+        "lately",
         "num_output_tokens",
         "num_prefill_tokens",
         "num_queued",
@@ -155,12 +162,17 @@ class TenantBooks:
         self.num_queued = self.num_queued_bytes = self.num_queued_tokens = 0
         self.num_running = self.num_slots = self.num_prefill_tokens = self.num_output_tokens = 0
         self.served_cost = 0.0
+        self.lately = Lately()
 
     def expected_work(self, demand: Demand | None, weights: TokenWeights) -> Work:
         """Of one of its requests; None: it has not been tokenised. Outputs are taken to be as long as those that are
         over, or as those in the engine are by now: the first that end are short ones."""
         so_far = self.num_output_tokens / max(1, self.num_slots)
         return self.habits.expected_work(demand, weights, so_far)
+
+    def served(self, weights: TokenWeights) -> float:
+        """What it was charged, in all."""
+        return self.served_cost + weights.output * self.num_output_tokens
 
     @property
     def may_run_more(self) -> bool:
@@ -231,6 +243,10 @@ class FairQueue:
         """The class of a flow."""
         return self.classes[flow.service_class.rank]
 
+    def before(self, queue: ClassQueue) -> Sequence[ClassQueue]:
+        """The classes that are more urgent than one."""
+        return self.classes[: self.classes.index(queue)]
+
     @property
     def is_anything_urgent(self) -> bool:
         """Whether something waits that is not batch work."""
@@ -247,17 +263,21 @@ class FairQueue:
         the other tenants of the class what they may have until their counters have passed."""
         ahead = Work()
         ahead.add(own)
-        for urgent in self.classes[: flow.service_class.rank]:
-            ahead.add(urgent.waiting)
         queue = self.of(flow)
+        for urgent in self.before(queue):
+            ahead.add(urgent.waiting)
         level = queue.lifted(flow) + own.cost / flow.tenant.terms.weight
         for other in queue.flows.values():
             if other is not flow:
-                ahead.add(other.waiting, _share_below(other, level))
+                ahead.add(other.waiting, share_below(other, level))
         return ahead
 
 
-def _share_below(flow: Flow, level: float) -> float:
+def rise(flow: Flow) -> float:
+    """From a flow's counter to the level below which all that waits in it is."""
+    return max(1.0, flow.waiting.cost) / flow.tenant.terms.weight
+
+
+def share_below(flow: Flow, level: float) -> float:
     """The part of what waits in a flow that its counter leaves room for below a level."""
-    allowance = (level - flow.virtual_tokens) * flow.tenant.terms.weight
-    return min(1.0, max(0.0, allowance / max(1.0, flow.waiting.cost)))
+    return min(1.0, max(0.0, (level - flow.virtual_tokens) / rise(flow)))

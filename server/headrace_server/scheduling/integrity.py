@@ -3,10 +3,10 @@
 from collections.abc import Collection, Iterable
 
 from headrace_server.queueing import Stage
-from headrace_server.scheduling.capacity import Load
 from headrace_server.scheduling.costs import Work
 from headrace_server.scheduling.door import Door
 from headrace_server.scheduling.fair_queue import Entry, FairQueue, TenantBooks
+from headrace_server.scheduling.load import Load
 from headrace_server.scheduling.running import Running, held_by
 
 

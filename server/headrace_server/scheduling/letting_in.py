@@ -2,17 +2,18 @@
 
 Strictly in the order of the fair queue: whoever cannot be let in for lack of room keeps out all that come after, so
 that a large request is not overtaken for ever. Only those of its class for whom more of the reserve is open may go
-before it, as long as they have had about as little: no more than a step's worth more. Tenants whose concurrency is used
-up are passed over, as if nothing of theirs waited.
+before it, as long as they have had about as little: no more than a step's worth more, or than it will have had itself.
+Tenants whose concurrency is used up are passed over, as if nothing of theirs waited.
 """
 
 import heapq
 import math
 from collections.abc import Iterable
 
-from headrace_server.domain import ServiceClass
-from headrace_server.scheduling.capacity import Capacity, Claim, Load, Obstacle
+from headrace_server.scheduling.capacity import Capacity, Obstacle
+from headrace_server.scheduling.claims import EVERYTHING, Claim, Claims
 from headrace_server.scheduling.fair_queue import ClassQueue, Entry, FairQueue, TenantBooks
+from headrace_server.scheduling.load import Load
 from headrace_server.scheduling.running import Running, held_by
 
 
@@ -23,9 +24,11 @@ class LettingIn:
         self._queue = queue
         self._capacity = capacity
         self._running = running
+        self._claims = Claims(running, capacity.weights)
 
     def admit(self, present: Iterable[TenantBooks], now: float) -> list[Entry]:
         """Let in who can be."""
+        self._claims.look(now)
         admitted: list[Entry] = []
         if self._queue.is_empty or self._is_full:
             return admitted
@@ -73,10 +76,12 @@ class LettingIn:
         """What a request that waits would take of the engine. Of slots no more than there are: a large request can be
         let in once the others have gone."""
         num_slots = 1 if entry.demand is None else entry.demand.num_sequences
+        num_prefill_tokens = int(entry.work.num_computed_tokens)
         return Load(
             num_requests=1,
             num_slots=min(num_slots, self._capacity.slots),
-            num_prefill_tokens=int(entry.work.num_computed_tokens),
+            num_prompts=num_prefill_tokens > 0,
+            num_prefill_tokens=num_prefill_tokens,
             num_tokens=entry.num_prompt_tokens,
         )
 
@@ -87,30 +92,33 @@ class LettingIn:
             need.num_favoured_slots = need.num_slots
         if load.num_requests > 0 and not self._capacity.has_prompt_room(need, load):
             need.num_favoured_tokens = min(need.num_prefill_tokens, self._capacity.step_tokens)
+        entry.is_favoured = claim.goes_first
         self._queue.of(entry.flow).remove(entry)
         self._running.admit(entry, need, now)
 
     @property
     def _is_full(self) -> bool:
         load = self._running.load
-        return load.num_requests > 0 and self._capacity.free_slots(load, Claim.URGENT_AND_LIGHT) == 0
+        return load.num_requests > 0 and self._capacity.free_slots(load, EVERYTHING) == 0
 
     def _admit_class(self, queue: ClassQueue, weights: float, now: float, admitted: list[Entry]) -> None:
         """`weights`: of all tenants that have requests here."""
         heap = [(flow.virtual_tokens, flow.entries[0].order, tenant) for tenant, flow in queue.flows.items()]
         heapq.heapify(heap)
-        open_below, last = math.inf, math.inf
+        refused: Claim | None = None
+        last = math.inf
         load = self._running.load_now
         while heap and heap[0][0] <= last and not self._is_full:
             counter, _, tenant_id = heapq.heappop(heap)
             flow = queue.flows[tenant_id]
             entry = flow.entries[0]
             claim = self._claim(entry, weights)
-            if claim.value >= open_below or not flow.tenant.may_run_more:
+            if not flow.tenant.may_run_more or (refused is not None and not claim.is_more_than(refused)):
                 continue
-            if self.obstacle(entry, load, weights) is not None:
-                open_below = claim.value
-                last = min(last, counter + self._capacity.step_tokens)
+            if self._capacity.obstacle(self._need(entry), load, claim) is not None:
+                refused = claim if refused is None else refused.together(claim)
+                own = entry.work.cost / flow.tenant.terms.weight
+                last = min(last, counter + max(self._capacity.step_tokens, own))
                 continue
             self._admit(entry, load, claim, now)
             load = self._running.load_now
@@ -119,21 +127,8 @@ class LettingIn:
                 heapq.heappush(heap, (flow.virtual_tokens, flow.entries[0].order, tenant_id))
 
     def _claim(self, entry: Entry, weights: float) -> Claim:
-        match entry.arrival.service_class:
-            case ServiceClass.BATCH:
-                return Claim.ORDINARY
-            case ServiceClass.STANDARD:
-                return Claim.LIGHT if self._is_light(entry, weights) else Claim.ORDINARY
-            case ServiceClass.INTERACTIVE:
-                return Claim.URGENT_AND_LIGHT if self._is_light(entry, weights) else Claim.URGENT
-
-    def _is_light(self, entry: Entry, weights: float) -> bool:
-        """Whether the tenant would still hold at most half of its share of the slots, and of a step's prompt tokens."""
-        tenant, need = entry.tenant, self._need(entry)
-        share = tenant.terms.weight / (2 * max(weights, tenant.terms.weight))
-        is_light_in_slots = tenant.num_slots + need.num_slots <= share * self._capacity.slots
-        is_light_in_prompts = tenant.num_prefill_tokens + need.num_prefill_tokens <= share * self._capacity.step_tokens
-        return (is_light_in_slots or tenant.num_slots == 0) and (is_light_in_prompts or tenant.num_prefill_tokens == 0)
+        num_slots = self._need(entry).num_slots
+        return self._claims.of(entry, num_slots=num_slots, slot_limit=self._capacity.slots, weight_of_all=weights)
 
     def _in_the_way(self, entry: Entry, load: Load, victims: list[Entry], weights: float) -> list[Entry] | None:
         """The last of the victims without which a request fits into a load; None: not even without all of them."""

@@ -31,5 +31,5 @@ def tenant_view(tenant: TenantBooks, weights: TokenWeights) -> TenantView:
         num_waiting=tenant.num_waiting,
         num_running=tenant.num_running,
         virtual_tokens=flow.virtual_tokens,
-        served_tokens=tenant.served_cost + weights.output * tenant.num_output_tokens,
+        served_tokens=tenant.served(weights),
     )

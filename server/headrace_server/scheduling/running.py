@@ -2,9 +2,9 @@
 
 from headrace_server.domain import ServiceClass
 from headrace_server.queueing import Stage, TicketId
-from headrace_server.scheduling.capacity import Load
 from headrace_server.scheduling.costs import TokenWeights
 from headrace_server.scheduling.fair_queue import Entry
+from headrace_server.scheduling.load import Load
 
 MOST_PREEMPTIONS = 3  # of one request: then it is let finish, so that batch work gets done
 
@@ -25,6 +25,7 @@ class Running:
         self._num_output_tokens = 0
         self._num_prefilled = 0
         self._num_computing: int | None = None
+        self._num_favoured_computing = 0
 
     @property
     def load_now(self) -> Load:
@@ -35,6 +36,7 @@ class Running:
         load.num_computing_tokens = load.num_prefill_tokens
         if self._num_computing is not None:
             load.num_computing_tokens = min(load.num_prefill_tokens, self._num_computing)
+        load.num_favoured_computing_tokens = min(load.num_favoured_tokens, self._num_favoured_computing)
         return load
 
     @property
@@ -91,11 +93,13 @@ class Running:
         """Nothing has been computed by this one."""
         self._num_prefilled = 0
         self._num_computing = None
+        self._num_favoured_computing = 0
 
     def step_ended(self, num_prefilled_tokens: int) -> None:
         """The engine has computed so many prompt tokens; of whose, is told later. It goes on with all that is there."""
         self._num_prefilled = min(self._num_prefilled + num_prefilled_tokens, self.load.num_prefill_tokens)
         self._num_computing = self.load.num_prefill_tokens - self._num_prefilled
+        self._num_favoured_computing = self.load.num_favoured_tokens
 
     def began(self, entry: Entry, num_computed_tokens: int, num_cached_tokens: int) -> None:
         """Charge a prompt as it was, instead of as it was estimated."""
@@ -108,11 +112,13 @@ class Running:
         entry.prompt_cost -= estimated
         entry.num_untold_tokens -= entry.num_untold_tokens if is_whole else num_tokens
         num_freed = entry.num_prefill_tokens if is_whole else int(share * entry.num_prefill_tokens)
+        self.load.num_prompts -= 0 < num_freed == entry.num_prefill_tokens
         entry.num_prefill_tokens -= num_freed
         self.load.num_prefill_tokens -= num_freed
         entry.tenant.num_prefill_tokens -= num_freed
         if is_whole:
             self.load.num_favoured_tokens -= entry.num_favoured_tokens
+            self._num_favoured_computing = max(0, self._num_favoured_computing - entry.num_favoured_tokens)
             entry.num_favoured_tokens = 0
         self._num_prefilled = max(0, self._num_prefilled - num_computed_tokens)
         entry.has_begun = True
@@ -152,6 +158,7 @@ def held_by(entry: Entry) -> Load:
         num_requests=1,
         num_slots=entry.num_slots,
         num_favoured_slots=entry.num_favoured_slots,
+        num_prompts=entry.num_prefill_tokens > 0,
         num_prefill_tokens=entry.num_prefill_tokens,
         num_favoured_tokens=entry.num_favoured_tokens,
         num_tokens=num_tokens,

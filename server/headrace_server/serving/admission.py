@@ -30,8 +30,12 @@ class Occupant(Protocol):
 class Place(Protocol):
     """A request's place, from the door to its end. Plain calls on the event loop; none but `join` may be refused.
 
-    `queue_seconds`: for how long it has waited for its turn; None: it never had to ask.
+    `queue_seconds`: for how long it has waited for its turn; None: it never had to ask. `is_favoured`: see
+    `domain.Seat`.
     """
+
+    @property
+    def is_favoured(self) -> bool: ...
 
     @property
     def queue_seconds(self) -> float | None: ...
@@ -84,6 +88,8 @@ class OpenAdmission:
 
 
 class _OpenPlace:
+    is_favoured = False
+
     def __init__(self, admission: OpenAdmission) -> None:
         self._admission = admission
         self._is_in = False
@@ -138,6 +144,11 @@ class RequestSeat:
         self._place = place
         self._turn: Turn | None = None
         self._is_over = False
+
+    @property
+    def is_favoured(self) -> bool:
+        """See `domain.Seat`."""
+        return self._place.is_favoured
 
     async def take(self, demand: Demand) -> None:
         """See `domain.Seat.take`."""

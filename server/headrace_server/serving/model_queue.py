@@ -217,7 +217,7 @@ class ModelQueue:
             self._places[ticket].preempt()
         for ticket in decisions.admit:
             self.move(self._places[ticket], Stage.RUNNING)
-            self._places[ticket].admit()
+            self._places[ticket].admit(is_favoured=ticket in decisions.favoured)
 
     def _refuse(self, place: QueuePlace, refusal: Refusal) -> None:
         """The policy has forgotten the request; it is at the door until it has heard of it and leaves."""

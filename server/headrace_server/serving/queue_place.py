@@ -23,6 +23,7 @@ class QueuePlace:
     Attributes:
         stage: where the request stands, as its policy was told.
         engine: the one that it has a lease on.
+        is_favoured: see `domain.Seat`.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class QueuePlace:
         self.ticket = ticket
         self.stage = Stage.AT_THE_DOOR
         self.engine: Engine | None = None
+        self.is_favoured = False
         self.request_id = request.request_id
         self.service_class = request.service_class
         self._queue = queue
@@ -63,8 +65,9 @@ class QueuePlace:
         self._queue.join(self, demand)
         return turn
 
-    def admit(self) -> None:
+    def admit(self, *, is_favoured: bool) -> None:
         """Its turn has come."""
+        self.is_favoured = is_favoured
         now = self._queue.now()
         self._account.admitted(now - self._joined_at, now, num_sequences=self._num_sequences)
         self.settle(None)

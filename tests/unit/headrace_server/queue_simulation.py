@@ -80,6 +80,7 @@ class Record:
     expected_wait: float | None = None
     num_attempts: int = 1
     num_preemptions: int = 0
+    is_favoured: bool = False
     num_output_tokens: int = 0
     num_prefilled: int = 0
 
@@ -106,8 +107,8 @@ class _Sequence:
     num_done: int = 0
 
     @property
-    def rank(self) -> tuple[int, int]:
-        return self.record.job.service_class.rank, self.order
+    def rank(self) -> tuple[int, bool, int]:
+        return self.record.job.service_class.rank, not self.record.is_favoured, self.order
 
     @property
     def num_sequences(self) -> int:
@@ -304,6 +305,7 @@ class Simulation:
         for ticket in decisions.admit:
             record = self._open[ticket]
             record.admitted = self.now if record.admitted is None else record.admitted
+            record.is_favoured = ticket in decisions.favoured
             self.engine.add(record)
         for ticket, refusal in decisions.refuse:
             record = self._open.pop(ticket)

@@ -283,6 +283,42 @@ def test_a_deadline_that_cannot_be_met_is_refused_without_a_hint() -> None:
     assert desk.arrive(deadline=desk.now + 500)[1] is None
 
 
+def test_a_deadline_that_leaves_too_little_time_for_the_answer_is_refused_though_nobody_waits() -> None:
+    desk = Desk()
+    for _ in range(5):
+        desk.send()
+        desk.serve(*desk.admitted())
+    desk.measure(step_seconds=0.1)  # fifty tokens take 5 s
+    assert desk.arrive(deadline=desk.now + 4)[1] == Refusal(RefusalReason.DEADLINE_UNMEETABLE)
+    assert desk.arrive(deadline=desk.now + 6)[1] is None
+
+
+def test_where_outputs_vary_a_deadline_is_taken_to_be_met_by_a_short_one() -> None:
+    desk = Desk()
+    for num_output_tokens in (5, 150, 10, 200, 5, 5):
+        desk.send()
+        (ticket,) = desk.admitted()
+        desk.serve(ticket, num_output_tokens=num_output_tokens)
+    desk.measure(step_seconds=0.1)
+    assert desk.arrive(deadline=desk.now + 1)[1] is None
+
+
+def test_answers_that_were_cut_off_say_nothing_of_the_length_of_others() -> None:
+    desk = Desk()
+    for num_output_tokens in (50, 1, 50, 2, 50, 3):
+        ticket = desk.send(deadline=None if num_output_tokens == 50 else desk.now + 1)
+        assert desk.admitted() == [ticket]
+        desk.policy.began(ticket, 100, 0, desk.now)
+        desk.policy.generated(ticket, num_output_tokens, desk.now)
+        if num_output_tokens == 50:
+            desk.leave(ticket)
+        else:
+            desk.now += 1
+            assert [late for late, _ in desk.policy.decide(desk.now).refuse] == [ticket]
+    desk.measure(step_seconds=0.1)
+    assert desk.arrive(deadline=desk.now + 4)[1] == Refusal(RefusalReason.DEADLINE_UNMEETABLE)
+
+
 def test_nobody_is_refused_for_a_wait_that_is_not_known() -> None:
     desk = Desk()
     for _ in range(200):
@@ -452,6 +488,57 @@ def test_a_short_prompt_of_a_light_tenant_does_not_wait_for_long_ones_to_be_comp
     desk.policy.check_integrity()
     desk.policy.began(short, 50, 0, desk.now)
     desk.policy.check_integrity()
+
+
+def test_who_was_served_little_goes_first_in_the_engine_and_no_flood_does() -> None:
+    desk = Desk(16)
+    for _ in range(10):
+        desk.send("heavy")
+        desk.serve(*desk.admitted())
+    desk.now += 1.0
+    heavy, light = desk.send("heavy"), desk.send("light")
+    decisions = desk.policy.decide(desk.now)
+    assert set(decisions.admit) == {heavy, light}
+    assert decisions.favoured == {light}
+
+
+def test_nobody_goes_first_of_those_who_are_alone_or_send_batch_work() -> None:
+    desk = Desk(16)
+    desk.send("alone")
+    assert desk.policy.decide(desk.now).favoured == set()
+    desk.send("other", BATCH, can_restart=True)
+    assert desk.policy.decide(desk.now).favoured == set()
+
+
+def test_a_tenant_that_is_idle_for_long_was_served_little_again() -> None:
+    desk = Desk(16)
+    for _ in range(10):
+        desk.send("heavy")
+        desk.serve(*desk.admitted())
+    for _ in range(30):
+        desk.now += 1.0
+        desk.send("steady")
+        desk.serve(*desk.admitted())
+    back, steady = desk.send("heavy"), desk.send("steady")
+    decisions = desk.policy.decide(desk.now)
+    assert set(decisions.admit) == {back, steady}
+    assert decisions.favoured == {back}
+
+
+def test_short_prompts_go_past_a_long_one_until_their_tenant_has_had_as_much_as_it_takes() -> None:
+    desk = Desk(64)
+    computing = desk.send("heavy", num_prompt_tokens=30_000)
+    assert desk.admitted() == [computing]
+    desk.policy.observe(replace(desk.stats, num_steps_total=1, prefill_tokens_total=1000), desk.now)
+    long = desk.send("heavy", num_prompt_tokens=3000)
+    num_before = 0
+    for _ in range(40):
+        short = desk.send("light", num_prompt_tokens=200)
+        num_before += short in desk.admitted()
+        if short in desk.running:
+            desk.serve(short, 200, num_output_tokens=0)
+    assert long not in desk.running
+    assert 3000 / 200 <= num_before <= 1.2 * 3000 / 200 + 1000 / 200
 
 
 def test_a_limit_that_falls_under_what_runs_keeps_no_light_tenant_out() -> None:

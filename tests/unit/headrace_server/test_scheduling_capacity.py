@@ -5,12 +5,16 @@ from dataclasses import replace
 import pytest
 
 from headrace_server.domain import EngineCapacity, EngineStats
-from headrace_server.scheduling.capacity import SLOTS_WHERE_NOTHING_IS_KNOWN, Capacity, Claim, Load, Obstacle
+from headrace_server.scheduling.capacity import SLOTS_WHERE_NOTHING_IS_KNOWN, Capacity, Obstacle
+from headrace_server.scheduling.claims import EVERYTHING, ORDINARY, Claim
 from headrace_server.scheduling.costs import Habits
+from headrace_server.scheduling.load import Load
 from headrace_server.scheduling.options import QueueOptions
 
 ENGINE = EngineCapacity(max_num_seqs=64, max_num_batched_tokens=512, kv_cache_tokens=10_000)
-ONE = Load(num_requests=1, num_slots=1, num_prefill_tokens=100, num_tokens=100)
+ONE = Load(num_requests=1, num_slots=1, num_prompts=1, num_prefill_tokens=100, num_tokens=100)
+URGENT = Claim(kept=0.5, has_prompt_room=True)
+LIGHT = Claim(kept=0.25, may_exceed=True, has_prompt_room=True, goes_first=True)
 
 
 def capacity(engine: EngineCapacity = ENGINE, options: QueueOptions | None = None) -> Capacity:
@@ -35,7 +39,7 @@ def measured(made: Capacity, per_step: float, per_sequence: float, *, num_steps:
     return made
 
 
-def obstacle(made: Capacity, load: Load, need: Load = ONE, claim: Claim = Claim.ORDINARY) -> Obstacle | None:
+def obstacle(made: Capacity, load: Load, need: Load = ONE, claim: Claim = ORDINARY) -> Obstacle | None:
     return made.obstacle(need, load, claim)
 
 
@@ -63,9 +67,9 @@ def test_who_has_no_claim_leaves_the_reserve_alone() -> None:
     assert made.reserved_slots == 8
     full = Load(num_requests=57, num_slots=57)
     assert obstacle(made, full) is Obstacle.SLOTS
-    assert obstacle(made, full, claim=Claim.URGENT) is None
-    assert obstacle(made, full, claim=Claim.LIGHT) is None
-    assert obstacle(made, Load(num_requests=64, num_slots=64), claim=Claim.URGENT_AND_LIGHT) is Obstacle.SLOTS
+    assert obstacle(made, full, claim=URGENT) is None
+    assert obstacle(made, full, claim=LIGHT) is None
+    assert obstacle(made, Load(num_requests=64, num_slots=64), claim=EVERYTHING) is Obstacle.SLOTS
 
 
 def test_who_holds_little_may_exceed_a_measured_limit_by_the_reserve_but_not_the_engines() -> None:
@@ -73,8 +77,8 @@ def test_who_holds_little_may_exceed_a_measured_limit_by_the_reserve_but_not_the
     assert made.slots == pytest.approx(26, abs=1)
     crowded = Load(num_requests=40, num_slots=40)
     assert obstacle(made, crowded) is Obstacle.SLOTS
-    assert obstacle(made, crowded, claim=Claim.URGENT) is Obstacle.SLOTS
-    for claim in (Claim.LIGHT, Claim.URGENT_AND_LIGHT):
+    assert obstacle(made, crowded, claim=URGENT) is Obstacle.SLOTS
+    for claim in (LIGHT, EVERYTHING):
         assert obstacle(made, crowded, claim=claim) is None
         assert made.is_favour(ONE, crowded, claim)
         assert not made.is_favour(ONE, Load(num_requests=1, num_slots=1), claim)
@@ -115,20 +119,39 @@ def test_short_outputs_get_slots_ahead_but_not_beyond_the_operators_limit() -> N
 
 def test_prompts_wait_once_a_step_of_them_waits_in_the_engine() -> None:
     made = capacity()
-    computing = Load(num_requests=5, num_slots=5, num_prefill_tokens=500, num_computing_tokens=500)
+    computing = Load(num_requests=5, num_slots=5, num_prompts=5, num_prefill_tokens=500, num_computing_tokens=500)
     assert obstacle(made, computing) is None
     waiting = replace(computing, num_prefill_tokens=900)
     assert obstacle(made, waiting) is Obstacle.PROMPTS
-    assert obstacle(made, waiting, claim=Claim.LIGHT) is None
+    assert obstacle(made, waiting, claim=LIGHT) is None
     crowded = replace(waiting, num_favoured_tokens=450)
-    assert obstacle(made, crowded, claim=Claim.LIGHT) is Obstacle.PROMPTS
+    assert obstacle(made, crowded, claim=LIGHT) is Obstacle.PROMPTS
+
+
+def test_for_those_who_go_first_only_what_no_step_has_taken_up_has_to_be_waited_for() -> None:
+    made = capacity()
+    load = Load(num_requests=5, num_slots=5, num_prompts=5, num_prefill_tokens=1400, num_favoured_tokens=450)
+    computing = replace(load, num_favoured_computing_tokens=450)
+    assert obstacle(made, load, claim=LIGHT) is Obstacle.PROMPTS
+    assert obstacle(made, computing, claim=LIGHT) is None
+    assert obstacle(made, computing, claim=URGENT) is Obstacle.PROMPTS
+
+
+def test_beside_a_prompt_that_takes_half_a_step_at_most_no_other_long_one_goes_before_it_ends_in_that_step() -> None:
+    made = capacity(replace(ENGINE, longest_chunk_tokens=256))
+    long = Load(num_requests=1, num_slots=1, num_prompts=1, num_prefill_tokens=2000, num_tokens=2000)
+    two_steps_left = Load(num_requests=1, num_prompts=1, num_prefill_tokens=500, num_computing_tokens=500)
+    assert obstacle(made, two_steps_left, long) is Obstacle.PROMPTS
+    last_step = replace(two_steps_left, num_prefill_tokens=250, num_computing_tokens=250)
+    assert obstacle(made, last_step, long) is None
+    assert obstacle(capacity(), two_steps_left, long) is None
 
 
 def test_a_prompt_longer_than_a_step_goes_when_no_other_waits() -> None:
     made = capacity()
     long = Load(num_requests=1, num_slots=1, num_prefill_tokens=5000, num_tokens=5000)
     assert obstacle(made, Load(num_requests=1, num_slots=1), long) is None
-    computing = Load(num_requests=1, num_slots=1, num_prefill_tokens=400, num_computing_tokens=400)
+    computing = Load(num_requests=1, num_slots=1, num_prompts=1, num_prefill_tokens=400, num_computing_tokens=400)
     assert obstacle(made, computing, long) is None
     assert obstacle(made, replace(computing, num_prefill_tokens=500), long) is Obstacle.PROMPTS
 

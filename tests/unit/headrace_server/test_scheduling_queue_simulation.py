@@ -39,10 +39,10 @@ FLOODS = {
 
 
 def simulated(
-    policy: QueuePolicy, model: EngineModel, traffic: Iterable[Traffic], *, until: float = float("inf")
+    policy: QueuePolicy, model: EngineModel, traffic: Iterable[Traffic], *, until: float = float("inf"), seed: int = 1
 ) -> Simulation:
     simulation = Simulation(policy, model)
-    simulation.run(chain.from_iterable(part.jobs(1) for part in traffic), until)
+    simulation.run(chain.from_iterable(part.jobs(seed) for part in traffic), until)
     return simulation
 
 
@@ -237,8 +237,10 @@ def misjudged(records: Iterable[Record]) -> float:
 
 @pytest.mark.parametrize("crowd", CROWDS)
 def test_waits_are_about_as_long_as_was_told(crowd: str) -> None:
-    allowed = 1.25 if crowd.startswith("two") else 1.0  # what the others will send meanwhile is not foreseen
-    assert misjudged(simulated(fair(QueueOptions(max_wait_seconds=PATIENCE)), CPU, CROWDS[crowd]).records) <= allowed
+    options = QueueOptions(max_wait_seconds=PATIENCE)
+    runs = [simulated(fair(options), CPU, CROWDS[crowd], seed=seed).records for seed in range(1, 6)]
+    allowed = 1.1 if crowd.startswith("two") else 1.0  # what the others will send meanwhile is not foreseen
+    assert misjudged(chain.from_iterable(runs)) <= allowed
 
 
 def test_waits_are_told_well_of_an_engine_that_says_nothing_of_itself() -> None:

@@ -22,7 +22,7 @@ from headrace_server.domain import (
 )
 from headrace_server.errors import Contended, DeadlineExpired, EngineDied, QuotaExceeded, RequestError
 from headrace_server.observability.request_metrics import RequestMetrics
-from headrace_server.queueing import Outlook, Refusal, RefusalReason, Stage
+from headrace_server.queueing import Outlook, Refusal, RefusalReason, Stage, TicketId
 from headrace_server.serving.accounts import Accounts
 from headrace_server.serving.admission import RequestSeat
 from headrace_server.serving.batcher import Batcher
@@ -243,6 +243,20 @@ async def test_requests_are_let_in_in_the_policys_order_as_others_leave() -> Non
     await turns()
     assert taking[3].done()
     await house.leave(*guests)
+
+
+@virtually
+async def test_whom_the_policy_favours_has_a_seat_that_says_so_until_it_is_let_in_again() -> None:
+    house = House(limit=2)
+    house.enter().leave()
+    house.policy.favoured = {TicketId(2)}
+    (one, taking), (other, _) = await house.waiting(), await house.waiting()
+    assert (one.seat.is_favoured, other.seat.is_favoured) == (True, False)
+    house.policy.favoured = set()
+    one.seat.go_back()
+    await asyncio.gather(one.join(), taking)
+    assert not one.seat.is_favoured
+    await house.leave(one, other)
 
 
 @virtually

@@ -34,6 +34,8 @@ REFUSAL = Contended("others are first", retry_after_seconds=1.5)
 class ClosedSeat:
     """A seat that is refused."""
 
+    is_favoured = False
+
     async def take(self, demand: Demand) -> None:
         raise REFUSAL
 
@@ -137,11 +139,17 @@ class TestGatedClient:
         house = House()
         salted = {**PROMPT, "cache_salt": "the client's"}
         batch = replace(REQUEST, service_class=ServiceClass.BATCH, cache_salt="the tenant's")
-        for request, prompt in ((batch, salted), (batch, PROMPT), (REQUEST, salted)):
-            house.seat(OpenSeat(), request)
+        favoured = OpenSeat()
+        favoured.is_favoured = True
+        for request, prompt, seat in (
+            (batch, salted, OpenSeat()),
+            (batch, PROMPT, favoured),
+            (REQUEST, salted, OpenSeat()),
+        ):
+            house.seat(seat, request)
             assert [output async for output in getattr(house.client, method)(prompt, SAMPLING, priority=-7)]
         assert house.inner.prompts == [{**PROMPT, "cache_salt": "the tenant's"}] * 2 + [PROMPT]
-        assert house.inner.priorities == [2, 2, 1]
+        assert house.inner.priorities == [5, 4, 3], "the lowest is served first"
         assert salted["cache_salt"] == "the client's", "the caller's own prompt was changed"
 
     async def test_a_request_without_a_seat_is_a_fault(self) -> None:

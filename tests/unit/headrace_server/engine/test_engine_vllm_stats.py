@@ -123,3 +123,5 @@ class TestCapacity:
         assert capacity_of(config) == EngineCapacity(7, 512, 144)
         config.cache_config.kv_cache_size_tokens, config.cache_config.num_gpu_blocks = None, 0
         assert capacity_of(config) == EngineCapacity(7, 512, None)
+        config.scheduler_config.long_prefill_token_threshold = 256
+        assert capacity_of(config) == EngineCapacity(7, 512, None, 256)

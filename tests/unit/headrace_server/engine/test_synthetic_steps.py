@@ -96,7 +96,7 @@ class TestTime:
         assert (stats.num_steps_total, stats.prefill_tokens_total) == (3, 250)
 
     @virtually
-    async def test_beside_others_a_long_prompt_leaves_an_eighth_of_each_step(self) -> None:
+    async def test_beside_others_a_long_prompt_leaves_half_of_each_step(self) -> None:
         async with stepping(max_num_batched_tokens=80) as engine:
             long = asyncio.create_task(ask(engine, completion(8000, 1)))
             await asyncio.sleep(0.5)
@@ -119,24 +119,28 @@ class TestTime:
 
 class TestOrder:
     @virtually
-    async def test_the_more_urgent_class_goes_first_and_within_it_who_came_first(self) -> None:
+    async def test_the_more_urgent_class_goes_first_and_within_it_the_favoured_and_then_who_came_first(self) -> None:
         order: list[str] = []
 
         async def tell(name: str, service_class: ServiceClass) -> None:
-            await ask(engine, completion(5, 2, service_class))
+            asked = Asked()
+            asked.seat.is_favoured = name.startswith("favoured")
+            await ask(engine, completion(5, 2, service_class), asked)
             order.append(name)
 
         async with stepping(max_num_seqs=1) as engine, asyncio.TaskGroup() as group:
             for name, service_class in [
                 ("running", ServiceClass.BATCH),
                 ("batch", ServiceClass.BATCH),
+                ("favoured batch", ServiceClass.BATCH),
                 ("one", ServiceClass.STANDARD),
                 ("two", ServiceClass.STANDARD),
+                ("favoured", ServiceClass.STANDARD),
                 ("urgent", ServiceClass.INTERACTIVE),
             ]:
                 group.create_task(tell(name, service_class))
                 await asyncio.sleep(0.001)
-        assert order == ["running", "urgent", "one", "two", "batch"]
+        assert order == ["running", "urgent", "favoured", "one", "two", "favoured batch", "batch"]
 
     @virtually
     async def test_every_choice_is_a_sequence(self) -> None:
@@ -345,7 +349,7 @@ class TestArguments:
             return (await engine.start()).capacity
 
         limits = {"max_num_seqs": 4, "max_num_batched_tokens": 100, "kv_cache_tokens": 1000}
-        assert run_virtually(info(**COSTS, **limits)) == EngineCapacity(4, 100, 1000)
+        assert run_virtually(info(**COSTS, **limits)) == EngineCapacity(4, 100, 1000, 50)
         assert run_virtually(info(max_num_seqs=4)) == EngineCapacity(4)
 
     @pytest.mark.parametrize(
