@@ -24,6 +24,7 @@ from headrace_server.queueing import (
     TicketView,
 )
 from headrace_server.scheduling.capacity import Capacity
+from headrace_server.scheduling.claims import Claims
 from headrace_server.scheduling.costs import Habits, Work
 from headrace_server.scheduling.deadlines import Deadlines
 from headrace_server.scheduling.door import Door
@@ -60,7 +61,8 @@ class FairBatching:
         self._deadlines = Deadlines()
         self._estimator = Estimator(self._capacity, self._running, self._everybody)
         self._door = Door(options, self._queue, self._estimator)
-        self._letting_in = LettingIn(self._queue, self._capacity, self._running)
+        self._claims = Claims(self._running, options.weights)
+        self._letting_in = LettingIn(self._queue, self._capacity, self._running, self._claims)
 
     # The engine.
 
@@ -94,7 +96,7 @@ class FairBatching:
         refusal = self._door.refuse_newcomer(entry, self._wait_seconds(entry, own), now)
         if refusal is None:
             self._entries[ticket] = entry
-            self._present[arrival.tenant] = tenant
+            self._come(tenant, now)
             if arrival.service_class is ServiceClass.INTERACTIVE:
                 self._capacity.interactive_came(now)
             self._num_urgent += arrival.service_class is not ServiceClass.BATCH
@@ -149,7 +151,7 @@ class FairBatching:
                 self._leave_queue(entry)
             case Stage.RUNNING:
                 self._leave_engine(entry)
-        self._forget(entry)
+        self._forget(entry, now)
 
     def began(self, ticket: TicketId, num_computed_tokens: int, num_cached_tokens: int, now: float) -> None:
         """See `QueuePolicy.began`."""
@@ -245,7 +247,12 @@ class FairBatching:
         self._running.release(entry)
         self._capacity.request_ended()
 
-    def _forget(self, entry: Entry) -> None:
+    def _come(self, tenant: TenantBooks, now: float) -> None:
+        if tenant.terms.id not in self._present:
+            self._claims.come(self._present.values(), now)
+            self._present[tenant.terms.id] = tenant
+
+    def _forget(self, entry: Entry, now: float) -> None:
         """It is over."""
         entry.is_over = True
         self._deadlines.forget(entry)
@@ -253,6 +260,7 @@ class FairBatching:
         tenant = entry.tenant
         if tenant.is_idle:
             del self._present[tenant.terms.id]
+            self._claims.go(tenant, self._present.values(), now)
             if len(self._tenants) - len(self._present) > _MOST_IDLE_TENANTS:
                 del self._tenants[tenant.terms.id]
 

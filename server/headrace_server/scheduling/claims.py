@@ -3,9 +3,11 @@
 What a tenant has had is looked at in two ways, because slots are held for long and prompts pass. It has few slots if it
 would still hold at most half of its share of them. It was served little if, of what the engine did lately for all
 together, at most half of its share was for it, what is being computed included: so a few requests that come at once are
-no flood, and a flood is one even while none of its prompts is in the engine.
+no flood, and a flood is one even while none of its prompts is in the engine. What was done for a tenant while it was
+alone does not count: nobody else wanted it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from headrace_server.domain import ServiceClass
@@ -63,6 +65,22 @@ class Claims:
         """What was served lately is looked at as it is now."""
         self._now = now
 
+    def come(self, others: Collection[TenantBooks], now: float) -> None:
+        """A tenant has come to those who have requests here."""
+        if len(others) == 1:
+            for alone in others:
+                alone.lately.skip(alone.served(self._weights), now)
+            self._all.skip(self._running.served_cost, now)
+
+    def go(self, tenant: TenantBooks, others: Collection[TenantBooks], now: float) -> None:
+        """A tenant has left the others."""
+        if not others:
+            tenant.lately.skip(tenant.served(self._weights), now)
+        elif len(others) == 1:
+            for alone in others:
+                alone.lately.read(self._served(alone), now)
+            self._all.read(self._served_to_all, now)
+
     def of(self, entry: Entry, *, num_slots: int, slot_limit: int, weight_of_all: float) -> Claim:
         """A request's, which needs so many slots of so many. `weight_of_all`: of all tenants that have requests."""
         service_class, tenant = entry.arrival.service_class, entry.tenant
@@ -72,17 +90,23 @@ class Claims:
         weight = tenant.terms.weight
         half_share = weight / (2 * max(weight_of_all, weight))
         has_few_slots = tenant.num_slots == 0 or tenant.num_slots + num_slots <= half_share * slot_limit
-        was_served_little = self._was_served_little(tenant, half_share)
+        was_served_little = weight < weight_of_all and self._was_served_little(tenant, half_share)
         kept = _KEPT_FROM_INTERACTIVE if is_interactive else _KEPT_FROM_STANDARD
         return Claim(
             kept[has_few_slots],
             may_exceed=has_few_slots,
             has_prompt_room=is_interactive or was_served_little,
-            goes_first=was_served_little and weight < weight_of_all,
+            goes_first=was_served_little,
         )
 
     def _was_served_little(self, tenant: TenantBooks, half_share: float) -> bool:
-        prompt_weight, load = self._weights.prompt, self._running.load
-        by_all = self._running.served_cost + prompt_weight * load.num_prefill_tokens
-        by_tenant = tenant.served(self._weights) + prompt_weight * tenant.num_prefill_tokens
-        return tenant.lately.read(by_tenant, self._now) <= half_share * self._all.read(by_all, self._now)
+        by_all = self._all.read(self._served_to_all, self._now)
+        return tenant.lately.read(self._served(tenant), self._now) <= half_share * by_all
+
+    def _served(self, tenant: TenantBooks) -> float:
+        """In all, with what is being computed."""
+        return tenant.served(self._weights) + self._weights.prompt * tenant.num_prefill_tokens
+
+    @property
+    def _served_to_all(self) -> float:
+        return self._running.served_cost + self._weights.prompt * self._running.load.num_prefill_tokens

@@ -16,6 +16,11 @@ class Lately:
         self._total = 0.0
         self._at = 0.0
 
+    def skip(self, total: float, now: float) -> None:
+        """What is new since the last time does not count."""
+        self.read(self._total, now)
+        self._total = total
+
     def read(self, total: float, now: float) -> float:
         """The sum, where so much has come in all by now. What is new since the last time counts as if it had come
         evenly. A total that has fallen begins again."""

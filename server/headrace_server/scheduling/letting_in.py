@@ -20,11 +20,11 @@ from headrace_server.scheduling.running import Running, held_by
 class LettingIn:
     """See the module. `present`: the tenants that have requests here."""
 
-    def __init__(self, queue: FairQueue, capacity: Capacity, running: Running) -> None:
+    def __init__(self, queue: FairQueue, capacity: Capacity, running: Running, claims: Claims) -> None:
         self._queue = queue
         self._capacity = capacity
         self._running = running
-        self._claims = Claims(running, capacity.weights)
+        self._claims = claims
 
     def admit(self, present: Iterable[TenantBooks], now: float) -> list[Entry]:
         """Let in who can be."""

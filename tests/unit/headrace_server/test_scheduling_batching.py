@@ -490,15 +490,45 @@ def test_a_short_prompt_of_a_light_tenant_does_not_wait_for_long_ones_to_be_comp
     desk.policy.check_integrity()
 
 
-def test_who_was_served_little_goes_first_in_the_engine_and_no_flood_does() -> None:
-    desk = Desk(16)
-    for _ in range(10):
+def flooded(desk: Desk, *, num_requests: int = 10) -> TicketId:
+    """`heavy` is served so many requests while one of `light` runs; that one."""
+    light = desk.send("light", num_prompt_tokens=10)
+    assert desk.admitted() == [light]
+    for _ in range(num_requests):
         desk.send("heavy")
         desk.serve(*desk.admitted())
-    desk.now += 1.0
+        desk.now += 0.1
+    return light
+
+
+def test_who_was_served_little_goes_first_in_the_engine_and_no_flood_does() -> None:
+    desk = Desk(16)
+    flooded(desk)
     heavy, light = desk.send("heavy"), desk.send("light")
     decisions = desk.policy.decide(desk.now)
     assert set(decisions.admit) == {heavy, light}
+    assert decisions.favoured == {light}
+
+
+def test_what_a_tenant_was_served_while_it_was_alone_does_not_count() -> None:
+    desk = Desk(16)
+    for _ in range(100):
+        desk.send("light")
+        desk.serve(*desk.admitted())
+    desk.leave(flooded(desk))
+    heavy, light = desk.send("heavy"), desk.send("light")
+    decisions = desk.policy.decide(desk.now)
+    assert set(decisions.admit) == {heavy, light}
+    assert decisions.favoured == {light}
+
+
+def test_what_is_computed_when_another_comes_counts() -> None:
+    desk = Desk(16)
+    desk.send("heavy", num_prompt_tokens=900)
+    desk.admitted()
+    light, heavy = desk.send("light", num_prompt_tokens=10), desk.send("heavy", num_prompt_tokens=10)
+    decisions = desk.policy.decide(desk.now)
+    assert set(decisions.admit) == {light, heavy}
     assert decisions.favoured == {light}
 
 
@@ -510,15 +540,17 @@ def test_nobody_goes_first_of_those_who_are_alone_or_send_batch_work() -> None:
     assert desk.policy.decide(desk.now).favoured == set()
 
 
-def test_a_tenant_that_is_idle_for_long_was_served_little_again() -> None:
+def test_a_tenant_of_which_nothing_has_come_for_long_was_served_little_again() -> None:
     desk = Desk(16)
-    for _ in range(10):
-        desk.send("heavy")
-        desk.serve(*desk.admitted())
+    desk.leave(flooded(desk))
+    assert desk.admitted() == []
+    desk.send("third", num_prompt_tokens=10)
     for _ in range(30):
         desk.now += 1.0
         desk.send("steady")
-        desk.serve(*desk.admitted())
+        for ticket in desk.admitted():
+            if ticket != desk.running[0]:
+                desk.serve(ticket)
     back, steady = desk.send("heavy"), desk.send("steady")
     decisions = desk.policy.decide(desk.now)
     assert set(decisions.admit) == {back, steady}
