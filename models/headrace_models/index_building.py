@@ -1,7 +1,8 @@
 """Make the seek index of a model: from the headers of its shards, read by a few ranged reads, never from weights.
 
-What the source lists, what the weights index says and what the headers say must agree; then `pinned_index` and
-`shard_proofs` add what the bytes can be checked by. Nothing is tried again here: the caller wraps the source.
+An index that comes with the model may bring the headers; then none is read. What the source lists, what the weights
+index says and what the headers say must agree; then `pinned_index` and `shard_proofs` add what the bytes can be checked
+by. Nothing is tried again here: the caller wraps the source.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from headrace_models.inspection import read_json_object
 from headrace_models.layer_plan import group_order, plan_groups
 from headrace_models.model_facts import architecture_of
 from headrace_models.model_files import CONFIG_NAME, ModelFiles, choose_files
-from headrace_models.pinned_index import with_pinned_digests
+from headrace_models.pinned_index import adopt, carried_headers, read_pinned_index
 from headrace_models.reference import ModelReference, Scheme
 from headrace_models.safetensors_header import TensorEntry, data_begin, parse_header
 from headrace_models.seek_index import IndexedFile, IndexedTensor, SeekIndex
@@ -39,8 +40,8 @@ MAX_HEADERS_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class BuiltIndex:
-    """A new index. `headers` are the first `data_begin` bytes of each shard, by path, which were read to make it;
-    `notes` are lines for a user."""
+    """A new index. `headers` are the first `data_begin` bytes of each shard, by path, that were read from it; `notes`
+    are lines for a user."""
 
     index: SeekIndex
     headers: Mapping[str, bytes]
@@ -63,14 +64,18 @@ def build_index(source: Source, reference: str, files: ModelFiles, config: Mappi
     in parallel, `source.max_connections` at most.
     """
     shards, weight_map = _shards(source, files)
-    headers = _read_headers(source, shards)
+    pinned = read_pinned_index(source)
+    carried = carried_headers(pinned, shards)
+    headers = _read_headers(source, shards) if carried is None else carried
     read = _parse(shards, headers, weight_map)
     proofs, notes = proofs_of_shards(source, shards)
     indexed, groups, tensors = _arrange(read)
-    built = SeekIndex(reference, source.revision, _architecture(config), groups, indexed, tensors, proofs)
-    check(built)
-    index, more_notes = with_pinned_digests(built, source)
-    return BuiltIndex(index, dict(zip((shard.path for shard in shards), headers, strict=True)), notes + more_notes)
+    index = SeekIndex(reference, source.revision, _architecture(config), groups, indexed, tensors, proofs)
+    check(index)
+    if pinned.written is not None:
+        index = adopt(index, pinned.written.index)
+    fetched = dict(zip((shard.path for shard in shards), headers, strict=True)) if carried is None else {}
+    return BuiltIndex(index, fetched, notes + pinned.notes)
 
 
 def index_of_directory(directory: Path, reference: str, *, digests: bool) -> SeekIndex:

@@ -1,11 +1,14 @@
 """The written form of a seek index: canonical JSON (sorted keys, no spaces), so that equal indexes are equal bytes.
 
 What is read is hostile: `decode` checks the form, `seek_index_checks` what the numbers say. Digests of chunks are
-packed, 32 bytes each, as base64.
+packed, 32 bytes each, as base64. An index that goes with its weights may hold the shards' headers too, so that whoever
+compares it with them need not fetch them; readers of the index alone pass them over.
 """
 
 import base64
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from headrace_models import strict_json
 from headrace_models.chunk_layout import LAYOUT
@@ -19,9 +22,17 @@ FORMAT = 1
 DIGEST_BYTES = 32
 
 
-def encode(index: SeekIndex) -> bytes:
-    """The canonical form."""
-    document = {
+@dataclass(frozen=True, slots=True)
+class WrittenIndex:
+    """What was read: an index, and the headers of its shards, by path, where they stand beside it."""
+
+    index: SeekIndex
+    headers: Mapping[str, bytes]
+
+
+def encode(index: SeekIndex, headers: Mapping[str, bytes] | None = None) -> bytes:
+    """The canonical form; with the shards' `headers`, by path, where they are given."""
+    document: dict[str, object] = {
         "format": FORMAT,
         "layout": LAYOUT,
         "reference": index.reference,
@@ -32,18 +43,20 @@ def encode(index: SeekIndex) -> bytes:
         "tensors": [[t.name, t.file, t.begin, t.end, t.dtype, list(t.shape), t.group] for t in index.tensors],
         "proofs": [_proof_to_object(proof) for proof in index.proofs],
     }
+    if headers is not None:
+        document["headers"] = {path: base64.b64encode(header).decode() for path, header in headers.items()}
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def decode(data: bytes) -> SeekIndex:
     """Read an index; raises UnsafeModel unless it is one of this format and contradicts itself nowhere."""
-    index = decode_known(data)
-    if index is None:
+    written = decode_known(data)
+    if written is None:
         raise UnsafeModel(f"the seek index is not one of format {FORMAT} with the layout {LAYOUT}")
-    return index
+    return written.index
 
 
-def decode_known(data: bytes) -> SeekIndex | None:
+def decode_known(data: bytes) -> WrittenIndex | None:
     """As `decode`, but None for what may be an index of another version: another format or layout."""
     if len(data) > MAX_INDEX_BYTES:
         raise UnsafeModel(f"the seek index is larger than {MAX_INDEX_BYTES} bytes")
@@ -51,11 +64,21 @@ def decode_known(data: bytes) -> SeekIndex | None:
         document = strict_json.parse(data)
         if not _is_known(document):
             return None
-        index = _index(document)
+        index, headers = _index(document), _headers(document)
     except ValueError as error:
         raise UnsafeModel(f"the seek index cannot be used: {error}") from error
     check(index)
-    return index
+    return WrittenIndex(index, headers)
+
+
+def _headers(document: object) -> Mapping[str, bytes]:
+    match document:
+        case {"headers": dict(headers)} if all(isinstance(text, str) for text in headers.values()):
+            return {path: _from_base64(text) for path, text in headers.items()}
+        case {"headers": _}:
+            raise ValueError("the headers of its shards are malformed")
+        case _:
+            return {}
 
 
 def _is_known(document: object) -> bool:

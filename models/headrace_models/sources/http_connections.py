@@ -9,7 +9,7 @@ import contextlib
 import logging
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import urllib3
@@ -39,12 +39,13 @@ _POOLED_CONNECTIONS = 64
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to send to `url`."""
+    """What to send to `url`. A body that comes in blocks has a Content-Length among the headers, and begins anew each
+    time it is iterated, since a 401 may have it sent twice."""
 
     url: str
     headers: Mapping[str, str]
     method: str = "GET"
-    body: bytes | None = None
+    body: bytes | Iterable[bytes] | None = None
 
 
 @dataclass(eq=False, slots=True)

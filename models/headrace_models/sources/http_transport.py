@@ -4,6 +4,7 @@
     transport.describe(url)                                  → Description: size, ETag, Last-Modified
     with transport.open_range(url, begin, end, Expected(...)) as body: ...
     transport.get(url, max_bytes=...), .get_json(...), .get_bytes(...), .post_form(...)
+    transport.send(Request(...), max_bytes=...)              whatever else: who pushes judges the answers
 
 Callable from many threads. It never tries again by itself, but once with credentials that a 401 renewed. Redirects
 are followed here, at most MAX_REDIRECTS: credentials go to the origin of the caller's URL only, and not to it either
@@ -131,6 +132,14 @@ class HttpTransport:
         """The answer to a form, for token services; redirects are refused. See `get`."""
         headers = {**_HEADERS, "Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
         return self._document(Request(url, headers, "POST", urlencode(fields).encode()), max_bytes, _ignore)
+
+    def send(self, request: Request, *, max_bytes: int) -> tuple[Answer, bytes]:
+        """Any request and its answer, whatever the status, with its body; only redirects of a GET are followed.
+
+        What the request's body raises is passed on. Raises SourceUnavailable; SourceUnusable for more than `max_bytes`.
+        """
+        with self._exchange(replace(request, headers={**_HEADERS, **request.headers}), _ignore) as reply:
+            return reply.answer, read_whole(reply.response, reply.answer.url, max_bytes)
 
     def close(self) -> None:
         """Close all connections; reads under way fail with SourceUnavailable."""

@@ -8,7 +8,7 @@ given out as the pinned ones; a change that restores size and time of change is 
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +22,12 @@ MAX_CONNECTIONS = 4
 
 
 class LocalDirectory(ListedSource):
-    """See Source. Lists the directory when it is made; raises ModelNotFound, UnsafeModel, SourceUnusable."""
+    """See Source. Lists the directory when it is made, or of it the files `names` alone; raises ModelNotFound,
+    UnsafeModel, SourceUnusable."""
 
-    def __init__(self, reference: ModelReference) -> None:
+    def __init__(self, reference: ModelReference, *, names: Sequence[str] | None = None) -> None:
         self._root = Path(reference.location)
-        super().__init__(_listing(self._root), max_connections=MAX_CONNECTIONS)
+        super().__init__(_listing(self._root, names), max_connections=MAX_CONNECTIONS)
         self._closed = False
 
     @contextmanager
@@ -87,15 +88,20 @@ class _LocalBody:
         return data
 
 
-def _listing(root: Path) -> tuple[SourceFile, ...]:
+def _listing(root: Path, names: Sequence[str] | None) -> tuple[SourceFile, ...]:
     if not root.exists():
         raise ModelNotFound(f"{root}: no such directory")
     if not root.is_dir():
         raise UnsafeModel(f"{root.name} is a file; a model is a directory with config.json and safetensors")
     try:
-        return checked_listing(_walk(root))
+        return checked_listing(_walk(root) if names is None else _named(root, names))
     except OSError as error:
         raise SourceUnusable(f"{root} cannot be read: {error.strerror or error}") from error
+
+
+def _named(root: Path, names: Sequence[str]) -> Iterator[SourceFile]:
+    for name in names:
+        yield from _entry(root / name, root, os.path.realpath(root))
 
 
 def _walk(root: Path) -> Iterator[SourceFile]:

@@ -18,6 +18,9 @@ from headrace_models.sources.file_path import checked_path
 from headrace_models.sources.oci_manifest import Descriptor, Manifest, ManifestIndex
 
 SEEK_INDEX_PATH = "headrace.seekindex.json"
+# What a layer holds, where its media type is that of the artifact's family: readers that know those types only (modctl
+# ends with an error at any other) unpack one small file more.
+CONTENT_TYPE_ANNOTATION = "dev.headrace.content-type"
 
 _PATH_ANNOTATIONS = ("org.cncf.model.filepath", "org.cnai.model.filepath", "org.opencontainers.image.title")
 # A directory that ORAS packed: the names in it begin with the directory's.
@@ -74,7 +77,7 @@ def choose_entry(index: ManifestIndex) -> Descriptor:
 def read_artifact(manifest: Manifest) -> Artifact:
     """The model's layers, in the manifest's order; raises UnsafeModel for a path that is refused, SourceUnusable where
     no layer is a model's."""
-    indexes = [layer for layer in manifest.layers if layer.media_type == SEEK_INDEX_TYPE]
+    indexes = [layer for layer in manifest.layers if _is_seek_index(layer)]
     if len(indexes) > 1:
         raise UnsafeModel("the artifact has more than one seek index")
     layers = [layer for descriptor in manifest.layers if (layer := _model_layer(descriptor)) is not None]
@@ -87,13 +90,17 @@ def read_artifact(manifest: Manifest) -> Artifact:
     return Artifact(_named(layers), pinned_index)
 
 
+def _is_seek_index(layer: Descriptor) -> bool:
+    return SEEK_INDEX_TYPE in {layer.media_type, layer.annotations.get(CONTENT_TYPE_ANNOTATION)}
+
+
 def _model_layer(layer: Descriptor) -> ModelLayer | None:
+    if _is_seek_index(layer):
+        return None
     if layer.media_type.startswith(_DOCKER):
         return _docker_layer(layer, layer.media_type.removeprefix(_DOCKER))
     if match := _MODELPACK.fullmatch(layer.media_type):
         return _modelpack_layer(layer, match["role"], match["form"] or "")
-    if layer.media_type == SEEK_INDEX_TYPE:
-        return None
     if layer.annotations.get(_UNPACK_ANNOTATION) == "true":
         return _archive(layer)
     path = _path(layer)

@@ -10,7 +10,7 @@ Secrets stand in no message.
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
@@ -44,7 +44,9 @@ class _Token:
 class RegistryAuthorizer:
     """An `Authorizer` (see `http_auth`) for one repository of the registry at `home`, which is a URL of it.
 
-    `find_credentials` is called once, at the first 401; it may block.
+    `find_credentials` is called once, at the first 401; it may block. `scopes` are what tokens are asked for, whatever
+    a challenge names: who pushes knows that from the first request on, while the registry names what each request
+    needs. Without them it is what the challenge names, else to pull.
     """
 
     def __init__(
@@ -54,9 +56,11 @@ class RegistryAuthorizer:
         options: SourceOptions,
         *,
         find_credentials: Callable[[], Credentials | None],
+        scopes: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._home, self._repository, self._options = home, repository, options
+        self._scopes = tuple(scopes)
         self._origin = origin_of(home)
         self._find_credentials, self._clock = find_credentials, clock
         self._credentials: tuple[Credentials | None] | None = None
@@ -110,7 +114,8 @@ class RegistryAuthorizer:
         try:
             answer = self._ask(realm, challenge)
         except SourceDenied as error:
-            raise SourceDenied(f"{shown(realm)} gives no token to pull {self._repository}") from error
+            wish = "push to" if self._scopes else "pull"
+            raise SourceDenied(f"{shown(realm)} gives no token to {wish} {self._repository}") from error
         return _read_token(answer, asked_at)
 
     def _check_realm(self, realm: str) -> None:
@@ -123,20 +128,24 @@ class RegistryAuthorizer:
 
         What may be plain HTTP the transport decides. Its redirects lose the password as soon as they leave the origin.
         """
-        fields = {
-            "service": challenge.parameters.get("service", self._origin.host),
-            "scope": challenge.parameters.get("scope") or f"repository:{self._repository}:pull",
-        }
+        service = challenge.parameters.get("service", self._origin.host)
+        scopes = self._scopes or (challenge.parameters.get("scope") or f"repository:{self._repository}:pull",)
         credentials = self._known_credentials()
         has_password = credentials is not None and not credentials.identity_token
         authorizer = basic(realm, credentials.user, credentials.password) if credentials and has_password else None
         transport = HttpTransport(self._options, authorizer=authorizer)
         try:
             if credentials and credentials.identity_token:
-                grant = {"grant_type": "refresh_token", "client_id": CLIENT_ID}
-                form = {**grant, **fields, "refresh_token": credentials.identity_token}
+                form = {
+                    "grant_type": "refresh_token",
+                    "client_id": CLIENT_ID,
+                    "service": service,
+                    "scope": " ".join(scopes),
+                    "refresh_token": credentials.identity_token,
+                }
                 return transport.post_form(realm, form, max_bytes=MAX_TOKEN_ANSWER_BYTES).json()
-            url = realm + ("&" if "?" in realm else "?") + urlencode(fields)
+            query = urlencode([("service", service), *(("scope", scope) for scope in scopes)])
+            url = realm + ("&" if "?" in realm else "?") + query
             return transport.get_json(url, max_bytes=MAX_TOKEN_ANSWER_BYTES)
         finally:
             transport.close()

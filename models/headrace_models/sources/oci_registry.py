@@ -41,8 +41,8 @@ class Registry:
 
     def __init__(self, location: OciLocation, options: SourceOptions) -> None:
         self._location = location
-        self._repository = _repository(location)
-        self._home = f"{_base_url(location.registry, options)}/v2/{self._repository}"
+        self._repository = full_repository(location)
+        self._home = home_of(location, options)
         self._transport = HttpTransport(
             options,
             authorizer=RegistryAuthorizer(
@@ -58,14 +58,31 @@ class Registry:
 
         Raises DigestMismatch, ModelNotFound, SourceDenied, SourceUnavailable, SourceUnusable.
         """
-        pinned = self._location.digest
-        found, digest = self._fetch(str(pinned or self._location.tag), pinned)
+        found, digest = self._fetch(None)
         if isinstance(found, ManifestIndex):
             entry = choose_entry(self._examined(found))
-            found, digest = self._fetch(str(entry.digest), entry.digest)
+            found, digest = self._fetch(entry.digest)
         if isinstance(found, ManifestIndex):
             raise SourceUnusable(f"{self._location}: an index in an index is not followed")
         return found, digest
+
+    def document(self, pinned: Sha256 | None = None) -> tuple[Document, Sha256]:
+        """The bytes of a manifest or index and their digest, checked: of what the location names, or of `pinned`.
+
+        Raises DigestMismatch, ModelNotFound, SourceDenied, SourceUnavailable, SourceUnusable.
+        """
+        pinned = pinned or self._location.digest
+        name = str(pinned or self._location.tag)
+        document = self._asked(
+            lambda: self._transport.get(
+                f"{self._home}/manifests/{name}", max_bytes=MAX_MANIFEST_BYTES, headers={"Accept": ACCEPT}
+            )
+        )
+        digest = Sha256(hashlib.sha256(document.data).hexdigest())
+        for wanted in (pinned, _stated_digest(document)):
+            if wanted not in {None, digest}:
+                raise DigestMismatch(f"{self._location}: the manifest has the digest {digest}, not {wanted}")
+        return document, digest
 
     @contextmanager
     def read_blob(self, digest: Sha256, size_bytes: int, begin: int, end: int) -> Iterator[Body]:
@@ -86,21 +103,12 @@ class Registry:
     def _with_kind(self, entry: Descriptor) -> Descriptor:
         if entry.media_type not in {OCI_MANIFEST, DOCKER_MANIFEST}:
             return entry
-        found, _digest = self._fetch(str(entry.digest), entry.digest)
+        found, _digest = self._fetch(entry.digest)
         return entry if isinstance(found, ManifestIndex) else replace(entry, artifact_type=found.kind)
 
-    def _fetch(self, name: str, pinned: Sha256 | None) -> tuple[Manifest | ManifestIndex, Sha256]:
-        document = self._asked(
-            lambda: self._transport.get(
-                f"{self._home}/manifests/{name}", max_bytes=MAX_MANIFEST_BYTES, headers={"Accept": ACCEPT}
-            )
-        )
-        digest = Sha256(hashlib.sha256(document.data).hexdigest())
-        for wanted in (pinned, _stated_digest(document)):
-            if wanted not in {None, digest}:
-                raise DigestMismatch(f"{self._location}: the manifest has the digest {digest}, not {wanted}")
-        media_type = document.headers.get("Content-Type", "").partition(";")[0].strip()
-        return parse_manifest(document.data, media_type), digest
+    def _fetch(self, pinned: Sha256 | None) -> tuple[Manifest | ManifestIndex, Sha256]:
+        document, digest = self.document(pinned)
+        return parse_manifest(document.data, media_type_of(document)), digest
 
     def _asked(self, ask: Callable[[], Document]) -> Document:
         """Say what is missing by the name that the user gave, and what to do about it."""
@@ -115,7 +123,17 @@ class Registry:
             ) from error
 
 
-def _repository(location: OciLocation) -> str:
+def media_type_of(document: Document) -> str:
+    """What the registry says that a document is, without parameters."""
+    return document.headers.get("Content-Type", "").partition(";")[0].strip()
+
+
+def home_of(location: OciLocation, options: SourceOptions) -> str:
+    """The URL that the repository's manifests, blobs and uploads are below."""
+    return f"{_base_url(location.registry, options)}/v2/{full_repository(location)}"
+
+
+def full_repository(location: OciLocation) -> str:
     """Docker Hub keeps what has no organisation under `library`."""
     on_hub = location.registry in HUB_NAMES and "/" not in location.repository
     return f"library/{location.repository}" if on_hub else location.repository

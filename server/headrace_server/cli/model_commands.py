@@ -1,5 +1,5 @@
-"""The commands about models on disk: `pull`, `ls`, `rm`, `verify` and `index show`; what they do is imported when they
-run.
+"""The commands about models on disk: `pull`, `push`, `ls`, `rm`, `verify` and `index show`; what they do is imported
+when they run.
 
 Exit codes: 0 done, 1 something failed or was found wrong, 2 the command line or the configuration cannot work.
 """
@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from headrace_models.push.formats import ArtifactFormat
 from headrace_models.trust import Trust
 
 ConfigOption = Annotated[
@@ -43,6 +44,28 @@ def pull(  # noqa: PLR0913 - a command's options are its parameters
 
     options = PullOptions(max_connections, bytes_per_second, require_trust, pin=pin, as_json=json)
     raise typer.Exit(pull_models(references, config, options))
+
+
+def push(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR|MODEL", help="A model directory or GGUF file, a configured id, a pulled reference or its key."
+        ),
+    ],
+    destination: Annotated[str, typer.Argument(metavar="oci://…", help="Registry, repository and tag.")],
+    config: ConfigOption = None,
+    form: Annotated[
+        ArtifactFormat, typer.Option("--format", help="Whose media types the artifact has.")
+    ] = ArtifactFormat.MODELPACK,
+    max_connections: Annotated[int | None, typer.Option(min=1, help="Most connections at once.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a model into a registry, with the seek index and digests by which the next node checks every chunk."""
+    from headrace_server.cli import pushing
+
+    command = pushing.PushCommand(source, destination, form, max_connections, as_json=json)
+    raise typer.Exit(pushing.push(command, config))
 
 
 def list_models(config: ConfigOption = None, json: JsonOption = False) -> None:
@@ -90,6 +113,7 @@ def index_show(
 def register(app: typer.Typer) -> None:
     """Add these commands to the command."""
     app.command()(pull)
+    app.command()(push)
     app.command("ls")(list_models)
     app.command("rm")(remove)
     app.command()(verify)

@@ -29,6 +29,7 @@ from headrace_models.index_building import (
 from headrace_models.model_files import choose_files
 from headrace_models.safetensors_header import read_header
 from headrace_models.seek_index import SeekIndex
+from headrace_models.seek_index_json import encode
 from headrace_models.sources.base import FileRange, Literal, Proof
 from headrace_models.trust import Trust
 from tests.fakes.checkpoints import FakeTensor, raw_safetensors, safetensors_bytes, write_checkpoint
@@ -411,6 +412,75 @@ def test_a_pinned_index_that_is_not_listed_is_the_source_s_fault(directory: Path
     source = MemorySource.from_directory(directory, pinned_index="absent.json")
     with pytest.raises(SourceUnusable, match="absent.json"):
         build(source)
+
+
+def headers_of(directory: Path, index: SeekIndex) -> dict[str, bytes]:
+    return {file.path: (directory / file.path).read_bytes()[: file.data_begin] for file in index.files}
+
+
+def with_headers(directory: Path, edit: Callable[[dict[str, bytes]], object] = lambda _: None) -> MemorySource:
+    """The directory as a source whose pinned index brings the shards' headers, edited."""
+
+    def encoded(index: SeekIndex) -> bytes:
+        headers = headers_of(directory, index)
+        edit(headers)
+        return encode(index, headers)
+
+    return source_with_pinned(directory, encoded)
+
+
+def test_headers_that_a_pinned_index_brings_are_not_fetched_to_know_the_model(directory: Path) -> None:
+    plain = build(source_with_pinned(directory, lambda index: index)).index
+    source = with_headers(directory)
+    built = build(source)
+    assert built.index.tensors == plain.tensors
+    assert (built.index.trust, built.notes) == (Trust.CHUNK, ())
+    assert {path for path, _, _ in source.requests} == {PINNED, "model.safetensors.index.json"}
+    assert built.headers == {}  # so the fetch brings them from the shards, and compares
+
+
+def test_brought_headers_with_other_digests_than_their_chunks_are_refused(directory: Path) -> None:
+    def bend(headers: dict[str, bytes]) -> None:
+        path = min(headers)
+        headers[path] = headers[path].replace(b"BF16", b"F16 ", 1)
+
+    def cut(headers: dict[str, bytes]) -> None:
+        headers[min(headers)] = headers[min(headers)][:-1]
+
+    def grow(headers: dict[str, bytes]) -> None:
+        headers[min(headers)] += b" "
+
+    for edit in (bend, cut, grow):
+        with pytest.raises(UnsafeModel, match="another header of model-00001"):
+            build(with_headers(directory, edit))
+
+
+def test_an_index_that_contradicts_the_headers_that_it_brings_is_refused(directory: Path) -> None:
+    source = source_with_pinned(directory, lambda index: encode(renamed(index), headers_of(directory, index)))
+    with pytest.raises(UnsafeModel, match="of other tensors"):
+        build(source)
+
+
+def test_headers_are_read_where_not_all_of_them_are_brought_or_nothing_checks_them(directory: Path) -> None:
+    def unchecked(index: SeekIndex) -> bytes:
+        return encode(with_first_file(index, chunk_digests=None), headers_of(directory, index))
+
+    for source in (
+        with_headers(directory, lambda headers: headers.pop(min(headers))),
+        source_with_pinned(directory, unchecked),
+    ):
+        built = build(source)
+        assert set(built.headers) == {file.path for file in built.index.files}
+        assert set(built.headers) <= {path for path, _, _ in source.requests}
+
+
+@pytest.mark.parametrize("headers", [b"[]", b'{"a":1}', b'{"a":"_"}'])
+def test_brought_headers_that_are_malformed_are_refused(directory: Path, headers: bytes) -> None:
+    def malformed(index: SeekIndex) -> bytes:
+        return index.to_json()[:-1] + b',"headers":' + headers + b"}"
+
+    with pytest.raises(UnsafeModel, match="cannot be used"):
+        build(source_with_pinned(directory, malformed))
 
 
 # ------------------------------------------------------------------------------------------------- local directories

@@ -266,6 +266,24 @@ def test_the_scope_is_ours_where_the_challenge_names_none(tmp_path: Path) -> Non
         assert registry.token_requests()[0].query["scope"] == ["repository:team/model:pull"]
 
 
+def test_who_pushes_asks_for_that_from_the_first_request_on(tmp_path: Path) -> None:
+    scopes = ["repository:team/model:pull,push", "repository:other/model:pull"]
+    for credentials in (None, Credentials("", identity_token="refresh")):
+        with running_registry() as registry:
+            registry.identity_tokens = {"refresh"} if credentials else set()
+            let_in = RegistryAuthorizer(
+                f"http://{registry.address}/v2/team/model",
+                "team/model",
+                SourceOptions(tmp_path),
+                find_credentials=lambda credentials=credentials: credentials,  # type: ignore[misc]
+                scopes=scopes,
+            )
+            assert let_in.renew(home(registry), challenge_of(registry), {})
+            asked = registry.token_requests()[0]
+            found = asked.form["scope"][0].split(" ") if credentials else asked.query["scope"]
+            assert found == scopes
+
+
 def test_nobody_else_gets_the_token(tmp_path: Path) -> None:
     with running_registry() as registry:
         let_in = authorizer(registry, tmp_path)

@@ -1,0 +1,1 @@
+"""Write a model into an OCI registry, with its seek index and the digests of its chunks under one digest."""
