@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from headrace_models.errors import ModelError
-from headrace_server.cli import key_commands, model_commands, server_commands
+from headrace_server.cli import image_commands, key_commands, model_commands, server_commands
 from headrace_server.cli.bench import bench
 from headrace_server.cli.model_commands import ConfigOption, JsonOption
 from headrace_server.errors import HeadraceError, UsageError
@@ -31,6 +31,7 @@ app.command()(bench)
 model_commands.register(app)
 server_commands.register(app)
 key_commands.register(app)
+image_commands.register(app)
 
 ModelOption = Annotated[
     list[str] | None,
@@ -44,12 +45,16 @@ def serve(
     model: ModelOption = None,
     host: Annotated[str | None, typer.Option(help="Address to bind.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to bind; 0 takes a free one.")] = None,
+    make_key: Annotated[
+        bool, typer.Option("--make-key", help="Where nobody has given out keys, make the first one and print it.")
+    ] = False,
 ) -> None:
     """Start the server; without any configuration, a small embedded model on 127.0.0.1:8000."""
     from headrace_server.cli.serving import run_server
 
     flags = {"server.host": host, "server.port": port}
-    raise typer.Exit(run_server(config, model or [], {k: v for k, v in flags.items() if v is not None}))
+    given = {name: value for name, value in flags.items() if value is not None}
+    raise typer.Exit(run_server(config, model or [], given, make_key=make_key))
 
 
 @app.command()

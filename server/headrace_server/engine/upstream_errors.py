@@ -76,7 +76,7 @@ def from_status(status: int, headers: Mapping[str, str], body: bytes) -> Request
         case 401 | 403:
             return EngineFault("the upstream server refused our credentials")
         case 404 | 405 | 501:
-            return _missing(complaint)
+            return _missing(complaint if complaint.message else Complaint(body[:100].decode(errors="replace")))
         case 413:
             return RequestTooLarge("the upstream server finds the request too large")
         case 429:

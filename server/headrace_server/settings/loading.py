@@ -1,4 +1,4 @@
-"""The only reader of the configuration file and of `HEADRACE_*` variables: flags over environment over file.
+"""The only reader of the configuration file and of variables: flags over environment over file.
 
 A `HEADRACE_` variable with a double underscore is a key (`HEADRACE_SERVER__PORT` is `server.port`) and an unknown one
 refuses to start. Without a double underscore only `HEADRACE_CONFIG` is ours: Kubernetes injects names such as
@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from headrace_server.errors import UsageError
+from headrace_server.settings.bindings import with_bindings
 from headrace_server.settings.schema import Settings
 
 PREFIX = "HEADRACE_"
@@ -36,16 +37,18 @@ def load_settings(
         environ: the environment; `os.environ` unless told otherwise.
 
     Raises:
-        UsageError: unreadable file, unknown key or variable, bad value; one line that names it.
+        UsageError: unreadable file, unknown key or variable, bad value, a binding without its variables; one line that
+            names it.
     """
     environ = os.environ if environ is None else environ
     document = _read_file(_config_path(config, environ))
     for dotted, value in (*_from_environment(environ), *(flags or {}).items()):
         _set(document, dotted.split("."), value)
     try:
-        return Settings.model_validate(document)
+        settings = Settings.model_validate(document)
     except ValidationError as error:
         raise UsageError(_explain(error)) from error
+    return with_bindings(settings, environ)
 
 
 def _config_path(named: Path | None, environ: Mapping[str, str]) -> Path | None:

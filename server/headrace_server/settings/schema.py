@@ -22,7 +22,7 @@ from pydantic import (
 from headrace_models.trust import Trust
 from headrace_server.settings.access import AuthSettings, TenantSettings
 from headrace_server.settings.scheduling import SchedulingSettings
-from headrace_server.settings.sections import MIB, ModelName, Section, Size
+from headrace_server.settings.sections import MIB, BindingName, ModelName, Section, Size, VariableName
 
 DEFAULT_MODEL = "embedded:smollm2-135m-instruct"
 
@@ -193,9 +193,33 @@ class UpstreamArguments(Section):
     """Another OpenAI-compatible server that runs the model."""
 
     url: str | None = Field(None, description="`http(s)://host:port[/prefix]` or `unix:///path/to/socket`")
+    binding: BindingName | None = Field(
+        None,
+        description="in place of `url` and `upstream_model`: the name under which compose's `models:` binds the model "
+        "to this service; `llm` stands for the variables `LLM_URL` and `LLM_MODEL`",
+    )
+    endpoint_var: VariableName | None = Field(
+        None, description="the same for a binding in long syntax: the variable with the address"
+    )
+    model_var: VariableName | None = Field(None, description="and the variable with the model's name")
     upstream_model: str | None = Field(None, description="the model's name over there, where it differs")
     api_key: SecretStr | None = Field(None, description="key to send there")
     connect_timeout_seconds: PositiveFloat = Field(5.0, description="how long a connection may take")
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether address and name stand in variables."""
+        return self.binding is not None or self.endpoint_var is not None
+
+    @model_validator(mode="after")
+    def _binding_is_one(self) -> Self:
+        if (self.endpoint_var is None) != (self.model_var is None):
+            raise ValueError("endpoint_var and model_var go together")
+        if self.binding is not None and self.endpoint_var is not None:
+            raise ValueError("binding, or endpoint_var and model_var: not both")
+        if self.is_bound and (self.url is not None or self.upstream_model is not None):
+            raise ValueError("a binding brings the address and the model's name: leave out url and upstream_model")
+        return self
 
 
 class ModelSettings(Section):
@@ -233,8 +257,10 @@ class ModelSettings(Section):
     def _engine_has_what_it_needs(self) -> Self:
         if self.engine is EngineKind.VLLM and self.source is None:
             raise ValueError(f"model {self.id!r} needs a source")
-        if self.engine is EngineKind.UPSTREAM and self.upstream.url is None:
-            raise ValueError(f"model {self.id!r} needs upstream.url")
+        if self.engine is EngineKind.UPSTREAM and self.upstream.url is None and not self.upstream.is_bound:
+            raise ValueError(f"model {self.id!r} needs upstream.url or upstream.binding")
+        if self.engine is not EngineKind.UPSTREAM and self.upstream.is_bound:
+            raise ValueError(f"model {self.id!r} is bound to an upstream server, so it needs engine: upstream")
         if self.engine is not EngineKind.VLLM and self.require_trust is not Trust.NONE:
             raise ValueError(f"model {self.id!r} has no weights here, so require_trust means nothing")
         return self
