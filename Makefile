@@ -7,7 +7,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test test-faults check format lock bench bench-limits bench-cache bench-swap bench-fair clean
+.PHONY: help setup setup-dev serve test test-faults check format lock bench bench-limits bench-cache bench-swap bench-fair image image-smoke audit clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,15 @@ bench-swap: setup-dev  ## measure starts, swaps and restarts of engines, beside 
 
 bench-fair: setup-dev  ## measure who waits how long under load, beside first come, first served and vLLM's own server
 	$(BIN)/python loadtests/bench_fair.py $(ARGS)
+
+image:  ## build the container image, with Docker or else buildah (as root)
+	$(PYTHON) -m docker.build $(ARGS)
+
+image-smoke: setup-dev  ## run the image that `make image` built with buildah, in containers (as root), and measure it
+	IMAGE_SMOKE=1 $(BIN)/python -m pytest tests/image $(ARGS)
+
+audit: setup-dev  ## look for locked packages with known vulnerabilities
+	$(BIN)/python -m requirements.audit $(ARGS)
 
 clean:  ## remove .venv, caches and build outputs
 	rm -rf .venv .venv.lock .peers .peers-* .tools build dist htmlcov .coverage .coverage.* .hypothesis

@@ -1,16 +1,19 @@
-"""Programs for tests that come from Debian, not from PyPI: `python -m requirements.debian_tools [FOLDER]`.
+"""Programs that come from Debian, not from PyPI: `python -m requirements.debian_tools [FOLDER]`.
 
 `ensure_docker_registry` finds the reference registry (https://github.com/distribution/distribution): on PATH, in a
 folder where it was put before, or from Debian's package, which is downloaded and unpacked there and never installed.
+`ensure_programs` does the same for any packages and what they need of others, for which apt has to be root's.
 Nothing outside the folder changes but apt's own lists. Where there is no apt, or no way out, there is None, no error.
 """
 
 import argparse
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 REGISTRY = "docker-registry"
@@ -29,9 +32,68 @@ def ensure_docker_registry(folder: Path = _FOLDER) -> Path | None:
     for candidate in [*candidates, unpacked]:
         if _runs(candidate):
             return candidate
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+    if not _can_unpack():
         return None
     return unpacked if _fetch(folder / REGISTRY) and _runs(unpacked) else None
+
+
+def ensure_programs(names: Sequence[str], folder: Path = _FOLDER) -> dict[str, str] | None:
+    """The environment in which the programs of these packages, called as the packages are, can be run: this process's
+    where they are installed, else one that finds them where they were unpacked; None where they cannot be had."""
+    if all(shutil.which(name) for name in names):
+        return dict(os.environ)
+    target = folder / "-".join(sorted(names))
+    environment = _environment_in(target)
+    if not _are_all_in(environment, names):
+        if not _can_unpack() or not _fetch_with_dependencies(names, target):
+            return None
+        environment = _environment_in(target)
+    return environment if _are_all_in(environment, names) else None
+
+
+def _are_all_in(environment: dict[str, str], names: Sequence[str]) -> bool:
+    return all(shutil.which(name, path=environment["PATH"]) for name in names)
+
+
+def _environment_in(root: Path) -> dict[str, str]:
+    """Debian's programs outside of Debian's places: their libraries, and debootstrap's scripts."""
+    programs = [str(root / "usr/bin"), str(root / "usr/sbin")]
+    libraries = sorted(map(str, [*root.glob("usr/lib/*-linux-gnu*"), *root.glob("lib/*-linux-gnu*")]))
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([*programs, os.environ.get("PATH", os.defpath)]),
+        "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]),
+        "DEBOOTSTRAP_DIR": str(root / "usr/share/debootstrap"),
+    }
+
+
+def _can_unpack() -> bool:
+    return shutil.which("apt-get") is not None and shutil.which("dpkg-deb") is not None
+
+
+def _fetch_with_dependencies(names: Sequence[str], target: Path) -> bool:
+    """Download the packages and those that they need and that are not installed here, and unpack them all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as name:
+        temporary = Path(name)
+        (temporary / "archives/partial").mkdir(parents=True)
+        options = ["--download-only", "--yes", "--no-install-recommends", "-o", f"Dir::Cache={temporary}"]
+        download, update = [*_APT, "install", *options, *names], [*_APT, "update"]
+        if not _succeeds(download) and not (_succeeds(update) and _succeeds(download)):
+            return False
+        packages = sorted(temporary.glob("archives/*.deb"))
+        unpacked = [_succeeds(["dpkg-deb", "-x", str(path), str(temporary / "root")]) for path in packages]
+        if not packages or not all(unpacked):
+            return False
+        _put_in_place(temporary / "root", target)
+    return True
+
+
+def _put_in_place(unpacked: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    # Refused where somebody else has just done the same.
+    with contextlib.suppress(OSError):
+        unpacked.rename(target)
 
 
 def _runs(binary: Path) -> bool:
@@ -49,10 +111,7 @@ def _fetch(target: Path) -> bool:
         packages = [str(path) for path in temporary.glob(f"{REGISTRY}_*.deb")]
         if not packages or not _succeeds(["dpkg-deb", "-x", packages[0], str(temporary / "root")]):
             return False
-        shutil.rmtree(target, ignore_errors=True)
-        # Refused where somebody else has just done the same.
-        with contextlib.suppress(OSError):
-            (temporary / "root").rename(target)
+        _put_in_place(temporary / "root", target)
     return True
 
 

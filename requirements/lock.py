@@ -57,6 +57,7 @@ LOCKS = (
     ),
     Lock("models", options=("--no-deps",)),
     Lock("peers", constrained_by=("cpu",), options=("--no-deps",)),
+    Lock("audit"),
 )
 
 

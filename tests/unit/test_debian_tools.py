@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from requirements.debian_tools import ensure_docker_registry
+from requirements.debian_tools import ensure_docker_registry, ensure_programs
 
 WORKS = '[ "$1" = --version ]'
 
@@ -61,3 +61,37 @@ def test_where_it_cannot_be_had_there_is_none_and_nothing_stays(path: Path, tmp_
 def test_a_registry_that_does_not_run_is_not_used(path: Path, tmp_path: Path) -> None:
     program(path, "docker-registry", "exit 1")
     assert ensure_docker_registry(tmp_path / "tools") is None
+
+
+def test_programs_that_are_installed_are_used_as_they_are(path: Path, tmp_path: Path) -> None:
+    program(path, "buildah", "")
+    program(path, "runc", "")
+    environment = ensure_programs(["buildah", "runc"], tmp_path / "tools")
+    assert environment is not None
+    assert environment["PATH"] == str(path)
+    assert not (tmp_path / "tools").exists()
+
+
+def test_programs_are_unpacked_with_what_they_need_and_found_there_again(path: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    cache = 'for word; do case "$word" in Dir::Cache=*) cache=${word#Dir::Cache=};; esac; done; '
+    download = 'touch "$cache/archives/buildah_1_all.deb" "$cache/archives/libgpgme11_1_all.deb"'
+    program(path, "apt-get", f'echo "$*" >> {log}; {cache}{download}')
+    folders = 'mkdir -p "$3/usr/lib/x86_64-linux-gnu" "$3/usr/bin"; '
+    program(path, "dpkg-deb", f'{folders}touch "$3/usr/bin/buildah"; chmod 755 "$3/usr/bin/buildah"')
+    environment = ensure_programs(["buildah"], tmp_path / "tools")
+    assert environment is not None
+    folder = tmp_path / "tools/buildah"
+    assert environment["PATH"].startswith(f"{folder}/usr/bin:")
+    assert environment["LD_LIBRARY_PATH"] == f"{folder}/usr/lib/x86_64-linux-gnu"
+    assert "--download-only" in log.read_text()
+    assert ensure_programs(["buildah"], tmp_path / "tools") == environment
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_programs_that_cannot_be_had_are_none(path: Path, tmp_path: Path) -> None:
+    assert ensure_programs(["buildah"], tmp_path / "tools") is None
+    program(path, "apt-get", "exit 1")
+    program(path, "dpkg-deb", "exit 1")
+    assert ensure_programs(["buildah"], tmp_path / "tools") is None
+    assert list((tmp_path / "tools").iterdir()) == []

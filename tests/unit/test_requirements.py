@@ -13,7 +13,7 @@ from requirements import lock
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements"
-LOCKS = ("build", "core", "cpu", "cuda", "dev", "models", "peers")
+LOCKS = ("audit", "build", "core", "cpu", "cuda", "dev", "models", "peers")
 # Locks that end up in one environment.
 INSTALLED_TOGETHER = (("build", "core", "dev"), ("build", "cpu", "models", "dev"), ("build", "cuda", "models", "dev"))
 PIN = re.compile(r"(?P<name>[a-z0-9-]+)==(?P<version>[^ ;]+)(?: ; (?P<marker>.+))?$")

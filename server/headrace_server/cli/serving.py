@@ -29,6 +29,7 @@ from headrace_server.app import HttpOptions, create_app, create_control_app
 from headrace_server.catalog import model_settings_of
 from headrace_server.cli.busy_threads import BusyThreads, leave
 from headrace_server.cli.control_socket import control_listener
+from headrace_server.cli.first_key import KeyNotice, make_first_key
 from headrace_server.cli.http_front import HttpFront
 from headrace_server.cli.listener import bind
 from headrace_server.cli.ready_line import ready_line
@@ -49,9 +50,14 @@ from headrace_server.settings.schema import (
 # For answers that are being sent once nothing is open any more.
 _GRACEFUL_SECONDS = 5
 
+# What stands for every address is none that a client can be told.
+_LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
-def run_server(config: Path | None, references: list[str], flags: Mapping[str, object]) -> int:
-    """Serve until a signal. Returns the exit code.
+
+def run_server(
+    config: Path | None, references: list[str], flags: Mapping[str, object], *, make_key: bool = False
+) -> int:
+    """Serve until a signal. Returns the exit code. `make_key`: see `first_key`.
 
     Raises:
         UsageError: anything that is wrong before the server runs.
@@ -59,6 +65,7 @@ def run_server(config: Path | None, references: list[str], flags: Mapping[str, o
     models = {"models": [model_settings_of(reference) for reference in references]} if references else {}
     settings = load_settings(config=config, flags={**models, **flags})
     setup_logging(settings.telemetry)
+    notice = make_first_key(settings) if make_key else None
     plan = plan_runtime(settings)
     check_tls(settings.server.tls)
     threads = BusyThreads()
@@ -69,7 +76,7 @@ def run_server(config: Path | None, references: list[str], flags: Mapping[str, o
     ):
         runner.get_loop().set_default_executor(threads)
         try:
-            exit_code = runner.run(ServerProcess(settings, plan, listener, control).run())
+            exit_code = runner.run(ServerProcess(settings, plan, listener, control, notice).run())
         finally:
             if threads.num_busy:
                 runner.get_loop().set_default_executor(ThreadPoolExecutor())  # which the loop need not wait for
@@ -112,15 +119,21 @@ def check_tls(tls: TlsSettings) -> None:
 
 class ServerProcess:
     """One run of the server: the HTTP front, the operator's, the optional one for metrics, and what the terminal is
-    told. `control` is the control socket; None: there is none."""
+    told. `control` is the control socket; None: there is none. `notice` is what the ready line says about keys."""
 
     def __init__(
-        self, settings: Settings, plan: Plan, listener: socket.socket, control: socket.socket | None = None
+        self,
+        settings: Settings,
+        plan: Plan,
+        listener: socket.socket,
+        control: socket.socket | None = None,
+        notice: KeyNotice | None = None,
     ) -> None:
         self._settings = settings
         self._plan = plan
         self._listener = listener
         self._control = control
+        self._notice = notice
         self._reporting = Reporting()
         self._began = time.monotonic()
         self._ending = Ending(seconds=settings.server.drain_seconds, stop=lambda: self._front.stop())
@@ -187,11 +200,12 @@ class ServerProcess:
             self._exit_code = 1
             self._front.stop()
             return
-        typer.echo(ready_line(self._base_url(), ready, on_demand, time.monotonic() - self._began))
+        typer.echo(ready_line(self._base_url(), ready, on_demand, time.monotonic() - self._began, self._notice))
         sys.stdout.flush()
 
     def _base_url(self) -> str:
         host, port = self._listener.getsockname()[:2]
+        host = _LOOPBACK_OF.get(host, host)
         shown = f"[{host}]" if ":" in host else host
         return f"{'https' if self._settings.server.tls.cert_file else 'http'}://{shown}:{port}"
 

@@ -1,9 +1,9 @@
 """What vLLM loads in each of its processes, through the entry point `vllm.general_plugins`.
 
 The loader of models in our store, registered under its load format. In processes of an engine of ours, how they start
-others, that heartbeats are cheap, and that seeds do no harm. And an end: EngineCore and workers end with the process
-that started them, for a server that is killed cannot stop them, and vLLM's own processes otherwise live on and hold
-their memory.
+others, that their queues fit into shared memory, that heartbeats are cheap, and that seeds do no harm. And an end:
+EngineCore and workers end with the process that started them, for a server that is killed cannot stop them, and vLLM's
+own processes otherwise live on and hold their memory.
 """
 
 import multiprocessing
@@ -23,8 +23,10 @@ def register() -> None:
     """Called once per process by vLLM, after the modules that the loader imports; the thread is for children only."""
     import headrace_server.engine.vllm_loader  # noqa: F401 - registers itself
     from headrace_server.engine.vllm_processes import adopt
+    from headrace_server.engine.vllm_shared_memory import fit_queues
 
     if adopt():
+        fit_queues()
         _rest_after_heartbeats()
         _rewind_seeds()
     parent = multiprocessing.parent_process()

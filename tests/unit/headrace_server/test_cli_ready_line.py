@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 
+from headrace_server.cli.first_key import KeyNotice
 from headrace_server.cli.ready_line import ready_line
 from headrace_server.domain import GENERATING, POOLING, ModelId, ModelState, ModelStatus, Operation
 
@@ -52,3 +53,16 @@ def test_where_everything_is_on_demand_the_first_is_tried() -> None:
     address, body = tried(line)
     assert address == "http://127.0.0.1:1/v1/chat/completions"
     assert body["model"] == "a"
+
+
+def test_a_key_that_was_just_made_stands_in_the_request_to_try() -> None:
+    line = ready_line("http://127.0.0.1:1", [ready("talker", GENERATING)], [], 1.0, KeyNotice("hr-new"))
+    assert "the key below is not shown again" in line
+    assert "authorization: Bearer hr-new" in shlex.split(line.partition("try: ")[2])
+    assert tried(line)[0] == "http://127.0.0.1:1/v1/chat/completions"
+
+
+def test_where_keys_were_made_before_the_line_says_how_to_get_another() -> None:
+    line = ready_line("http://127.0.0.1:1", [ready("talker", GENERATING)], [], 1.0, KeyNotice(None))
+    assert "headrace keys create" in line
+    assert "authorization: Bearer $HEADRACE_API_KEY" in shlex.split(line.partition("try: ")[2])
