@@ -4,6 +4,7 @@ Building and trying it takes ten minutes, so that no other run of the tests does
 """
 
 import os
+import shutil
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -112,5 +113,6 @@ def image(buildah: Buildah) -> Iterator[Image]:
 def layout(buildah: Buildah) -> Path:
     """The image as it would lie in a registry: compressed layers, as an OCI layout."""
     folder = WORK / "layout"
+    shutil.rmtree(folder, ignore_errors=True)
     assert buildah.run("push", "--quiet", "--format", "oci", IMAGE, f"oci:{folder}:cpu") == 0
     return folder

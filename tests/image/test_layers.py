@@ -13,6 +13,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from docker.pip_sources import configured_sources
+from tests.fakes.command import headrace
 from tests.image.conftest import MIB, Figures
 from tests.image.runc import Image
 
@@ -93,6 +94,14 @@ def test_our_own_code_is_in_the_last_layer_alone(layers: list[Layer]) -> None:
     assert any("/headrace_server/" in name for name in last.names)
     assert last.size_bytes <= MAX_LAST_LAYER_BYTES
     assert not [name for layer in others for name in layer.names if re.search(r"/headrace_(server|models)/", name)]
+
+
+def test_image_lint_finds_nothing_that_a_limit_forbids(layout: Path) -> None:
+    done = headrace("image", "lint", f"oci:{layout}", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["num_layers"] == 8
+    assert {finding["severity"] for finding in found["findings"]} <= {"note"}
 
 
 def test_there_are_no_compilers_and_no_caches(layers: list[Layer]) -> None:

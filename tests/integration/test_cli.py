@@ -145,6 +145,22 @@ def test_run_answers_on_the_running_server(tmp_path: Path) -> None:
     assert "/v1/chat/completions" in log
 
 
+def test_run_shows_a_server_with_keys_its_own_and_says_so_where_it_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "headrace.yaml"
+    (tmp_path / "keys").write_text("hunter2hunter2hunter2\n")
+    path.write_text(f"auth: {{keys_file: {tmp_path / 'keys'}}}\n{SYNTHETIC}")
+    with running_server(path, tmp_path / "log") as server:
+        served = tmp_path / "served.yaml"
+        served.write_text(f"server: {{port: {server.port}}}\n{SYNTHETIC}")
+        command = ("run", "words", "hello", "--config", str(served), "--max-tokens", "5")
+        refused = headrace(*command)
+        answered = headrace(*command, env={"HEADRACE_API_KEY": "hunter2hunter2hunter2"})
+
+    assert refused.returncode == 1
+    assert "HEADRACE_API_KEY" in one_line(refused)
+    assert (answered.returncode, len(answered.stdout.split())) == (0, 5)
+
+
 def test_config_show_masks_secrets(tmp_path: Path) -> None:
     path = tmp_path / "headrace.yaml"
     path.write_text(

@@ -12,6 +12,7 @@ from headrace_models.errors import ModelError
 from headrace_server.cli import image_commands, key_commands, model_commands, server_commands
 from headrace_server.cli.bench import bench
 from headrace_server.cli.model_commands import ConfigOption, JsonOption
+from headrace_server.cli.server_commands import KeyOption
 from headrace_server.errors import HeadraceError, UsageError
 
 EXIT_FAILED = 1
@@ -63,11 +64,12 @@ def run(
     prompt: Annotated[str | None, typer.Argument(help="Ask this and leave; without it, chat.")] = None,
     config: ConfigOption = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 512,
+    key: KeyOption = None,
 ) -> None:
     """Talk to a model in the terminal: on the running server if it has the model, else on an engine of its own."""
     from headrace_server.cli.chat import run_chat
 
-    raise typer.Exit(run_chat(model, prompt, config=config, max_tokens=max_tokens))
+    raise typer.Exit(run_chat(model, prompt, config=config, max_tokens=max_tokens, key=key))
 
 
 @config_app.command("show")

@@ -7,7 +7,7 @@ long as the command. Both give server-sent events of the same form, so there is 
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -17,6 +17,7 @@ import httpx
 import typer
 
 from headrace_server.catalog import model_settings_of
+from headrace_server.cli.operator_client import key_headers
 from headrace_server.cli.serving import setup_logging
 from headrace_server.domain import (
     EngineRequest,
@@ -43,18 +44,22 @@ _SERVED = frozenset(
 )
 
 
-def run_chat(model: str, prompt: str | None, *, config: Path | None, max_tokens: int) -> int:
-    """Answer one prompt, or chat until Ctrl-D. Returns the exit code."""
-    settings = load_settings(config=config)
+def run_chat(
+    model: str, prompt: str | None, *, config: Path | None = None, max_tokens: int, key: str | None = None
+) -> int:
+    """Answer one prompt, or chat until Ctrl-D; a running server is shown `key`. Returns the exit code."""
+    settings, headers = load_settings(config=config), key_headers(key)
     try:
-        asyncio.run(_chat(settings, model, prompt, max_tokens))
+        asyncio.run(_chat(settings, headers, model, prompt, max_tokens))
     except KeyboardInterrupt:
         typer.echo("", err=True)
     return 0
 
 
-async def _chat(settings: Settings, model: str, prompt: str | None, max_tokens: int) -> None:
-    async with _open_model(settings, model, max_tokens) as ask:
+async def _chat(
+    settings: Settings, headers: Mapping[str, str], model: str, prompt: str | None, max_tokens: int
+) -> None:
+    async with _open_model(settings, headers, model, max_tokens) as ask:
         if prompt is not None:
             await _answer(ask, [{"role": "user", "content": prompt}])
             return
@@ -89,10 +94,12 @@ async def _answer(ask: Ask, messages: Messages) -> str:
 
 
 @asynccontextmanager
-async def _open_model(settings: Settings, model: str, max_tokens: int) -> AsyncIterator[Ask]:
+async def _open_model(
+    settings: Settings, headers: Mapping[str, str], model: str, max_tokens: int
+) -> AsyncIterator[Ask]:
     """Something to ask: the running server if it has the model, else an engine of our own."""
     base = f"http://{settings.server.host}:{settings.server.port}"
-    async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=None) as client:
+    async with httpx.AsyncClient(base_url=base, headers=headers, trust_env=False, timeout=None) as client:
         if await _serves(client, model):
             yield lambda messages: _ask_server(client, _body(model, messages, max_tokens))
             return
@@ -103,6 +110,8 @@ async def _open_model(settings: Settings, model: str, max_tokens: int) -> AsyncI
 async def _serves(client: httpx.AsyncClient, model: str) -> bool:
     try:
         answer = await client.get("/v1/models", timeout=_PROBE_SECONDS)
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise HeadraceError(f"the server at {client.base_url} wants a key: set HEADRACE_API_KEY")
         models = answer.json()["data"] if answer.is_success else []
         return any(model in (m["id"], *m.get("aliases", ())) and m.get("state") in _SERVED for m in models)
     except (httpx.HTTPError, ValueError, KeyError, TypeError):

@@ -143,11 +143,20 @@ def _remote(url: str, key: str | None) -> httpx.AsyncClient:
         raise UsageError(f"--url {url[:200]}: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise UsageError(f"--url {url[:200]} is not an address such as http://127.0.0.1:8000")
-    if key is not None and not (key.isascii() and key.isprintable()):
-        raise UsageError("HEADRACE_API_KEY holds what no key can")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
+    headers = key_headers(key)
     verify = ssl.create_default_context()  # the system's authorities, and SSL_CERT_FILE
     return httpx.AsyncClient(base_url=address, headers=headers, verify=verify, trust_env=False, timeout=_timeout())
+
+
+def key_headers(key: str | None) -> dict[str, str]:
+    """What a client with this key sends.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise UsageError("HEADRACE_API_KEY holds what no key can")
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def _timeout() -> httpx.Timeout:
