@@ -136,8 +136,8 @@ class QueueView:
 
 
 class QueuePolicy(Protocol):
-    """Decides who is let in to one engine, and when. Every method but the last three changes what `decide` would say,
-    so whoever calls it asks again."""
+    """Decides who is let in to one engine, and when. Every method but the last three may change what `decide` would
+    say, so whoever calls it asks again."""
 
     def engine_changed(self, capacity: EngineCapacity, now: float) -> None:
         """There is an engine, another one than before if there was one; what was running on that was told of by

@@ -22,7 +22,8 @@ def longest_chunk(step_tokens: int) -> int:
 
 
 def urgency(request: EngineRequest, seat: Seat) -> int:
-    """In what order an engine serves the requests that wait in it, the lowest first: by class, then the favoured."""
+    """In what order an engine serves the requests that wait in it, the lowest first: by class, then the favoured. Where
+    it has to throw some out of its KV cache, it begins with the highest."""
     return 2 * request.service_class.rank + (not seat.is_favoured)
 
 

@@ -52,6 +52,7 @@ class FairBatching:
         self._everybody = Habits()
         self._tenants: dict[TenantId, TenantBooks] = {}
         self._present: dict[TenantId, TenantBooks] = {}
+        self._idle: dict[TenantId, None] = {}  # the longest idle first
         self._entries: dict[TicketId, Entry] = {}
         self._order = count(1)
         self._num_urgent = 0
@@ -73,6 +74,7 @@ class FairBatching:
         self._estimator.engine_changed()
         for tenant in self._tenants.values():
             tenant.served_cost = 0.0
+        self._claims.engine_changed(self._tenants.values(), now)
 
     def observe(self, stats: EngineStats, now: float) -> None:
         """See `QueuePolicy.observe`."""
@@ -84,6 +86,7 @@ class FairBatching:
 
     def arrive(self, ticket: TicketId, arrival: Arrival, now: float) -> Refusal | None:
         """See `QueuePolicy.arrive`."""
+        self._claims.look(now)
         tenant = self._tenant(arrival.tenant)
         flow = tenant.flows[arrival.service_class.rank]
         entry = Entry(ticket, arrival, flow, next(self._order), now)
@@ -106,6 +109,7 @@ class FairBatching:
 
     def join(self, ticket: TicketId, demand: Demand, now: float) -> Refusal | None:
         """See `QueuePolicy.join`. A request that has been in the engine before is not refused for what waits now."""
+        self._claims.look(now)
         entry = self._entries[ticket]
         if entry.arrival.deadline is not None and entry.arrival.deadline <= now:
             return _EXPIRED
@@ -168,6 +172,7 @@ class FairBatching:
 
     def decide(self, now: float) -> Decisions:
         """See `QueuePolicy.decide`. Whose deadline has passed goes first, so that nothing is computed for it."""
+        self._claims.look(now)
         self._measure_pace(now)
         refused = self._expire(now)
         self._capacity.adapt(now, is_batch_only=self._num_urgent == 0)
@@ -189,6 +194,7 @@ class FairBatching:
 
     def outlook(self, ticket: TicketId, now: float) -> Outlook | None:
         """See `QueuePolicy.outlook`."""
+        self._claims.look(now)
         entry = self._entries.get(ticket)
         if entry is None or entry.stage is not Stage.WAITING:
             return None
@@ -199,6 +205,7 @@ class FairBatching:
 
     def view(self, now: float) -> QueueView:
         """See `QueuePolicy.view`."""
+        self._claims.look(now)
         return QueueView(
             tickets=tuple(self._ticket_views()),
             tenants=tuple(tenant_view(tenant, self._weights) for tenant in self._present.values()),
@@ -222,6 +229,7 @@ class FairBatching:
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             tenant = self._tenants[tenant_id] = TenantBooks(terms, self._everybody)
+            self._rest(tenant)
         tenant.terms = terms
         return tenant
 
@@ -251,6 +259,14 @@ class FairBatching:
         if tenant.terms.id not in self._present:
             self._claims.come(self._present.values(), now)
             self._present[tenant.terms.id] = tenant
+            self._idle.pop(tenant.terms.id, None)
+
+    def _rest(self, tenant: TenantBooks) -> None:
+        """It has nothing here. Of those, the ones that have been idle for longest are forgotten."""
+        self._idle[tenant.terms.id] = None
+        if len(self._idle) > _MOST_IDLE_TENANTS:
+            longest_idle = next(iter(self._idle))
+            del self._idle[longest_idle], self._tenants[longest_idle]
 
     def _forget(self, entry: Entry, now: float) -> None:
         """It is over."""
@@ -261,8 +277,7 @@ class FairBatching:
         if tenant.is_idle:
             del self._present[tenant.terms.id]
             self._claims.go(tenant, self._present.values(), now)
-            if len(self._tenants) - len(self._present) > _MOST_IDLE_TENANTS:
-                del self._tenants[tenant.terms.id]
+            self._rest(tenant)
 
     def _expire(self, now: float) -> list[Entry]:
         passed = [entry for entry in self._deadlines.passed(now) if entry.stage is not Stage.AT_THE_DOOR]

@@ -22,6 +22,7 @@ most.
 """
 
 import math
+from dataclasses import replace
 from enum import Enum
 
 from headrace_server.domain import EngineCapacity, EngineStats
@@ -35,6 +36,7 @@ SLOTS_WHERE_NOTHING_IS_KNOWN = 32
 STEP_TOKENS_WHERE_NOTHING_IS_KNOWN = 2048
 KNEE_THROUGHPUT = 0.97
 _FULL_KV_CACHE_USAGE = 0.95
+_SHORT_KV_CACHE_USAGE = 0.9
 _GROWTH_AT_REST = 0.25  # of the mean length of outputs: while some grow, others end
 _MOST_GROWTH = 1.0
 _GROWTH_AFTER_PREEMPTION = 1.1
@@ -147,13 +149,28 @@ class Capacity:
         num_waiting = load.num_prefill_tokens - num_computing
         return num_waiting + min(need.num_prefill_tokens, num_open) <= num_open
 
+    def limited(self, claim: Claim, need: Load, load: Load) -> Claim:
+        """What is left of a request's claim: where a long prompt is being computed, a second one has no room of its
+        own, because the two would fill every step."""
+        is_long, is_one_there = need.num_prefill_tokens > self._longest_chunk, self._is_long_computing(load)
+        return replace(claim, has_prompt_room=False) if is_long and is_one_there else claim
+
+    def _is_long_computing(self, load: Load) -> bool:
+        return load.num_prefill_tokens > load.num_prompts * self._longest_chunk
+
     def _has_reserved_prompt_room(self, need: Load, load: Load, claim: Claim) -> bool:
         """Those with a claim have a step's worth of their own: a long prompt that is being computed must not keep short
-        ones out until it is done. For those whom the engine serves first, what it computes already has left that."""
+        ones out until it is done. Those whom the engine serves first have it beside what is being computed."""
         if not claim.has_prompt_room:
             return False
-        num_taken = load.num_favoured_tokens - claim.goes_first * load.num_favoured_computing_tokens
-        return num_taken + min(need.num_prefill_tokens, self.step_tokens) <= self.step_tokens
+        num_open = (1 + claim.goes_first) * self.step_tokens
+        return load.num_favoured_tokens + min(need.num_prefill_tokens, self.step_tokens) <= num_open
+
+    @property
+    def is_memory_short(self) -> bool:
+        """Whether the engine may soon have to throw requests out of its KV cache; it begins with those that it serves
+        last."""
+        return self._stats.kv_cache_usage > _SHORT_KV_CACHE_USAGE
 
     def _has_memory(self, need: Load, load: Load) -> bool:
         if self._engine.kv_cache_tokens is None:

@@ -7,7 +7,7 @@ no flood, and a flood is one even while none of its prompts is in the engine. Wh
 alone does not count: nobody else wanted it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from headrace_server.domain import ServiceClass
@@ -33,7 +33,11 @@ class Claim:
 
     def is_more_than(self, other: "Claim") -> bool:
         """Whether something is open to this one that is not open to the other."""
-        return self.kept < other.kept or (self.has_prompt_room and not other.has_prompt_room)
+        return (
+            self.kept < other.kept
+            or (self.has_prompt_room and not other.has_prompt_room)
+            or (self.goes_first and not other.goes_first)
+        )
 
     def together(self, other: "Claim") -> "Claim":
         """What is open to one of them, or the other."""
@@ -41,6 +45,7 @@ class Claim:
             min(self.kept, other.kept),
             may_exceed=self.may_exceed or other.may_exceed,
             has_prompt_room=self.has_prompt_room or other.has_prompt_room,
+            goes_first=self.goes_first or other.goes_first,
         )
 
 
@@ -53,7 +58,7 @@ _KEPT_FROM_STANDARD = {False: 1.0, True: 0.25}
 
 
 class Claims:
-    """See the module. What was served is known as of the last time that it was told the time."""
+    """See the module. What was served is known as of the last time that this was told the time."""
 
     def __init__(self, running: Running, weights: TokenWeights) -> None:
         self._running = running
@@ -64,6 +69,11 @@ class Claims:
     def look(self, now: float) -> None:
         """What was served lately is looked at as it is now."""
         self._now = now
+
+    def engine_changed(self, tenants: Iterable[TenantBooks], now: float) -> None:
+        """Totals begin again."""
+        for tenant in tenants:
+            tenant.lately.skip(tenant.served(self._weights), now)
 
     def come(self, others: Collection[TenantBooks], now: float) -> None:
         """A tenant has come to those who have requests here."""
@@ -78,8 +88,8 @@ class Claims:
             tenant.lately.skip(tenant.served(self._weights), now)
         elif len(others) == 1:
             for alone in others:
-                alone.lately.read(self._served(alone), now)
-            self._all.read(self._served_to_all, now)
+                alone.lately.read(alone.served(self._weights), now)
+            self._all.read(self._running.served_cost, now)
 
     def of(self, entry: Entry, *, num_slots: int, slot_limit: int, weight_of_all: float) -> Claim:
         """A request's, which needs so many slots of so many. `weight_of_all`: of all tenants that have requests."""

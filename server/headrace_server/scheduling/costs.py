@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from headrace_server.domain import Demand
 
 _HORIZON = 32  # requests that an average remembers: some seconds of a busy tenant
+_KNOWN_AFTER_OUTPUTS = 8
 _OUTPUT_TOKENS_BEFORE_ANY = 128  # of a sequence; short of most answers of chat models, long for labels
 
 
@@ -93,6 +94,7 @@ class Habits:
         self._cached = Average()
         self._output = Average()
         self._output_squared = Average()
+        self._num_known = 0
 
     def joined(self, num_prompt_tokens: int) -> None:
         """A request has been tokenised."""
@@ -110,6 +112,7 @@ class Habits:
     def ended(self, num_output_tokens: int, num_sequences: int) -> None:
         """A request that had begun is over."""
         length = num_output_tokens / num_sequences
+        self._num_known = min(max(0, self._num_known) + 1, _HORIZON)
         self._output.add(length)
         self._output_squared.add(length * length)
         if self._everybody is not None:
@@ -135,6 +138,18 @@ class Habits:
         if self._output.num_samples:
             return self._output.value
         return _OUTPUT_TOKENS_BEFORE_ANY if self._everybody is None else self._everybody.num_output_tokens
+
+    @property
+    def certainty(self) -> float:
+        """How sure the length of the next output is: 1 where all were of one length, 0 where they vary as if by chance,
+        or where too few are known. Every time that somebody is sent away for it, one less is known."""
+        if self._num_known < _KNOWN_AFTER_OUTPUTS:
+            return 0.0
+        return max(0.0, 1 - self.output_variation)
+
+    def doubt(self) -> None:
+        """Somebody was sent away for how long its output would be, and nobody will know."""
+        self._num_known -= 1
 
     @property
     def output_variation(self) -> float:

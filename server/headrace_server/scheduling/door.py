@@ -2,7 +2,8 @@
 allow, and what those are told who are sent away.
 
 Of each bound a tenant may take its share. While some of a tenant's requests are expected back, its others may take less
-than all, so that there is room for those. An empty queue takes anything.
+than all, so that there is room for those. An empty queue takes anything but, once it is known what they need, requests
+that cannot be served by their deadline.
 """
 
 from headrace_server.queueing import Refusal, RefusalReason
@@ -41,10 +42,10 @@ class Door:
 
     def refuse_newcomer(self, entry: Entry, wait_seconds: float | None, now: float) -> Refusal | None:
         """Why a request cannot come in; nothing is known of it but its size."""
-        if self._is_too_late(entry, wait_seconds, now):
-            return Refusal(RefusalReason.DEADLINE_UNMEETABLE)
         if self.num_requests == 0:
             return None
+        if _is_past(entry, now + (wait_seconds or 0.0)):
+            return Refusal(RefusalReason.DEADLINE_UNMEETABLE)
         line = entry.flow.line
         is_expected = line.is_expected(now)
         has_precedence = is_expected or not line
@@ -92,11 +93,14 @@ class Door:
         return None
 
     def _is_too_late(self, entry: Entry, wait_seconds: float | None, now: float) -> bool:
-        """Whether its deadline will have passed before its answer can be whole."""
-        deadline = entry.arrival.deadline
-        if deadline is None:
+        """Whether its deadline will have passed before its turn comes, or before its answer can be whole."""
+        begins_at = now + (wait_seconds or 0.0)
+        if _is_past(entry, begins_at):
+            return True
+        if not _is_past(entry, begins_at + self._estimator.least_service_seconds(entry)):
             return False
-        return now + (wait_seconds or 0.0) + self._estimator.least_service_seconds(entry) > deadline
+        entry.tenant.habits.doubt()
+        return True
 
     def _refusal(self, entry: Entry, reason: RefusalReason, wait_seconds: float | None, now: float) -> Refusal:
         """Tell it to come back once those before it have: when a place comes free, or the wait is short enough."""
@@ -119,6 +123,11 @@ class Door:
 
     def _most_seconds(self, flow: Flow) -> float | None:
         return self._options.max_wait_seconds.get(flow.service_class)
+
+
+def _is_past(entry: Entry, when: float) -> bool:
+    deadline = entry.arrival.deadline
+    return deadline is not None and when > deadline
 
 
 def _is_beyond(amount: int, more: int, bound: float) -> bool:

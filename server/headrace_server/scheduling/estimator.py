@@ -91,8 +91,10 @@ class Estimator:
 
     def least_service_seconds(self, entry: Entry) -> float:
         """From a request's admission to its end, less what it may be sooner by its tenant's habits; 0 where they say
-        nothing of its length."""
-        return max(0.0, 1 - entry.tenant.habits.output_variation) * self._service_seconds(entry.work)
+        nothing of its length. Nothing is taken into account of what others will ask for meanwhile."""
+        habits, demand = entry.tenant.habits, entry.demand
+        num_sequences = 1 if demand is None else min(demand.num_sequences, self._capacity.slots)
+        return habits.certainty * self._service_seconds(entry.work, num_sequences, step_seconds=self._step_seconds())
 
     def _first_release_seconds(self) -> float:
         typical = self._everybody.expected_work(None, self._capacity.weights)
@@ -112,12 +114,27 @@ class Estimator:
 
     def _remaining_seconds(self, entry: Entry) -> float:
         num_tokens = max(0.0, entry.work.num_output_tokens - entry.num_output_tokens)
-        left = Work(num_output_tokens=num_tokens, cost=num_tokens * self._capacity.weights.output)
-        return self._service_seconds(left) / max(1, entry.num_slots)
+        return self._service_seconds(Work(num_output_tokens=num_tokens), entry.num_slots)
 
-    def _service_seconds(self, work: Work) -> float:
-        """From a request's admission to its end: it has all of the engine's time, and others have it too."""
-        return (self.seconds_of(work) or 0.0) * max(1, self._running.load.num_slots)
+    def _service_seconds(self, work: Work, num_sequences: int = 1, *, step_seconds: float | None = None) -> float:
+        """From a request's admission to its end: computing its prompt takes the engine's time; then each of its
+        sequences, side by side, gets a token in every step. Steps only decode unless it is said how long they take."""
+        weights = self._capacity.weights
+        num_prompt, num_output = work.num_computed_tokens, work.num_output_tokens
+        prompt = Work(num_computed_tokens=num_prompt, cost=weights.prompt * num_prompt)
+        output = Work(num_output_tokens=num_output, cost=weights.output * num_output)
+        output_seconds = (self.seconds_of(output) or 0.0) * max(1, self._running.load.num_slots)
+        if step_seconds is not None:
+            output_seconds = step_seconds * num_output
+        return (self.seconds_of(prompt) or 0.0) + output_seconds / max(1, num_sequences)
+
+    def _step_seconds(self) -> float | None:
+        """How long a step takes now: while there is work as long as the last ones, with the prompts that were in them.
+        None: not known."""
+        steps = self._capacity.steps
+        if steps.times is None:
+            return None
+        return steps.times.decode_seconds(1) if self._running.load.num_slots == 0 else steps.recent_seconds
 
 
 def _smoothed(before: float | None, value: float) -> float:

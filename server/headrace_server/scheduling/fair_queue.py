@@ -38,10 +38,10 @@ class Entry:
         num_favoured_slots: the like, if it exceeds the measured limit by a claim to the reserve.
         token_price: of an output token, divided by the tenant's weight.
         joined_at, expected_wait_seconds: when it joined the queue last, and what it was to expect there.
-        num_favoured_tokens: the like, if it came in by a claim to the reserve.
+        num_favoured_tokens: of its prompt, if it came in by a claim to the reserve.
         is_favoured: the engine serves it before others of its class.
         is_leaving: it has been named for preemption.
-        is_cut: it has not ended by itself.
+        is_cut: its deadline has ended it.
         is_watched: its deadline is.
     """
 
@@ -135,7 +135,7 @@ class TenantBooks:
         num_running, num_slots, num_prefill_tokens, num_output_tokens: requests in the engine, what they take of its
             slots and prompt budget, and what they have generated.
         served_cost: what it was charged, without those outputs.
-        lately: of all that it was charged.
+        lately: what it was served while others were here (`claims`).
     """
 
     __slots__ = (

@@ -28,7 +28,6 @@ class LettingIn:
 
     def admit(self, present: Iterable[TenantBooks], now: float) -> list[Entry]:
         """Let in who can be."""
-        self._claims.look(now)
         admitted: list[Entry] = []
         if self._queue.is_empty or self._is_full:
             return admitted
@@ -63,14 +62,14 @@ class LettingIn:
 
     def obstacle(self, entry: Entry, load: Load, weights: float) -> Obstacle | None:
         """Why a request that waits cannot join such a load; None: it can."""
-        claim = self._claim(entry, weights)
+        claim = self._claim(entry, load, weights)
         return self._capacity.obstacle(self._need(entry), load, claim)
 
     def free_slots(self, entry: Entry, load: Load, weights: float) -> int:
         """That are open to a request that waits, or would."""
         if self.obstacle(entry, load, weights) is Obstacle.MEMORY:
             return 0
-        return self._capacity.free_slots(load, self._claim(entry, weights))
+        return self._capacity.free_slots(load, self._claim(entry, load, weights))
 
     def _need(self, entry: Entry) -> Load:
         """What a request that waits would take of the engine. Of slots no more than there are: a large request can be
@@ -92,7 +91,7 @@ class LettingIn:
             need.num_favoured_slots = need.num_slots
         if load.num_requests > 0 and not self._capacity.has_prompt_room(need, load):
             need.num_favoured_tokens = min(need.num_prefill_tokens, self._capacity.step_tokens)
-        entry.is_favoured = claim.goes_first
+        entry.is_favoured = claim.goes_first and not self._capacity.is_memory_short
         self._queue.of(entry.flow).remove(entry)
         self._running.admit(entry, need, now)
 
@@ -112,7 +111,7 @@ class LettingIn:
             counter, _, tenant_id = heapq.heappop(heap)
             flow = queue.flows[tenant_id]
             entry = flow.entries[0]
-            claim = self._claim(entry, weights)
+            claim = self._claim(entry, load, weights)
             if not flow.tenant.may_run_more or (refused is not None and not claim.is_more_than(refused)):
                 continue
             if self._capacity.obstacle(self._need(entry), load, claim) is not None:
@@ -126,9 +125,10 @@ class LettingIn:
             if flow.entries:
                 heapq.heappush(heap, (flow.virtual_tokens, flow.entries[0].order, tenant_id))
 
-    def _claim(self, entry: Entry, weights: float) -> Claim:
-        num_slots = self._need(entry).num_slots
-        return self._claims.of(entry, num_slots=num_slots, slot_limit=self._capacity.slots, weight_of_all=weights)
+    def _claim(self, entry: Entry, load: Load, weights: float) -> Claim:
+        need = self._need(entry)
+        claim = self._claims.of(entry, num_slots=need.num_slots, slot_limit=self._capacity.slots, weight_of_all=weights)
+        return self._capacity.limited(claim, need, load)
 
     def _in_the_way(self, entry: Entry, load: Load, victims: list[Entry], weights: float) -> list[Entry] | None:
         """The last of the victims without which a request fits into a load; None: not even without all of them."""

@@ -9,8 +9,8 @@ class Load:
 
     `num_favoured_slots`: those that exceed the measured limit. `num_prompts`: requests whose prompts have not been
     worked through; `num_prefill_tokens`: of those prompts, `num_favoured_tokens`: of those of them that came in by a
-    claim to the reserve; `num_computing_tokens`, `num_favoured_computing_tokens`: the part of them that was there when
-    the step began that is under way. `num_tokens`: of prompts and outputs, in the KV cache.
+    claim to the reserve, `num_computing_tokens` those of them that were there when the step began that is under way.
+    `num_tokens`: of prompts and outputs, in the KV cache.
     """
 
     num_requests: int = 0
@@ -20,7 +20,6 @@ class Load:
     num_prefill_tokens: int = 0
     num_favoured_tokens: int = 0
     num_computing_tokens: int = 0
-    num_favoured_computing_tokens: int = 0
     num_tokens: int = 0
 
     def add(self, other: "Load", times: int = 1) -> None:
@@ -32,7 +31,6 @@ class Load:
         self.num_prefill_tokens += times * other.num_prefill_tokens
         self.num_favoured_tokens += times * other.num_favoured_tokens
         self.num_computing_tokens += times * other.num_computing_tokens
-        self.num_favoured_computing_tokens += times * other.num_favoured_computing_tokens
         self.num_tokens += times * other.num_tokens
 
     def copy(self) -> "Load":

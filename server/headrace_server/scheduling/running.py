@@ -25,7 +25,6 @@ class Running:
         self._num_output_tokens = 0
         self._num_prefilled = 0
         self._num_computing: int | None = None
-        self._num_favoured_computing = 0
 
     @property
     def load_now(self) -> Load:
@@ -36,7 +35,6 @@ class Running:
         load.num_computing_tokens = load.num_prefill_tokens
         if self._num_computing is not None:
             load.num_computing_tokens = min(load.num_prefill_tokens, self._num_computing)
-        load.num_favoured_computing_tokens = min(load.num_favoured_tokens, self._num_favoured_computing)
         return load
 
     @property
@@ -77,6 +75,7 @@ class Running:
     def release(self, entry: Entry) -> None:
         """It is in the engine no longer: what was charged for a prompt that was not told of is given back."""
         del self.entries[entry.ticket]
+        self._forget_prompt(entry)
         self.load.add(held_by(entry), -1)
         entry.flow.charge(-entry.prompt_cost)
         entry.tenant.num_running -= 1
@@ -89,17 +88,24 @@ class Running:
         entry.num_output_tokens = entry.num_slots = entry.num_favoured_slots = 0
         entry.has_begun = entry.is_leaving = False
 
+    def _forget_prompt(self, entry: Entry) -> None:
+        """Its part of what has been computed, and is, of prompts that were not told of."""
+        if entry.num_prefill_tokens == 0:
+            return
+        share = entry.num_prefill_tokens / self.load.num_prefill_tokens
+        self._num_prefilled -= round(share * self._num_prefilled)
+        if self._num_computing is not None:
+            self._num_computing -= round(share * self._num_computing)
+
     def engine_changed(self) -> None:
         """Nothing has been computed by this one."""
         self._num_prefilled = 0
         self._num_computing = None
-        self._num_favoured_computing = 0
 
     def step_ended(self, num_prefilled_tokens: int) -> None:
         """The engine has computed so many prompt tokens; of whose, is told later. It goes on with all that is there."""
         self._num_prefilled = min(self._num_prefilled + num_prefilled_tokens, self.load.num_prefill_tokens)
         self._num_computing = self.load.num_prefill_tokens - self._num_prefilled
-        self._num_favoured_computing = self.load.num_favoured_tokens
 
     def began(self, entry: Entry, num_computed_tokens: int, num_cached_tokens: int) -> None:
         """Charge a prompt as it was, instead of as it was estimated."""
@@ -118,7 +124,6 @@ class Running:
         entry.tenant.num_prefill_tokens -= num_freed
         if is_whole:
             self.load.num_favoured_tokens -= entry.num_favoured_tokens
-            self._num_favoured_computing = max(0, self._num_favoured_computing - entry.num_favoured_tokens)
             entry.num_favoured_tokens = 0
         self._num_prefilled = max(0, self._num_prefilled - num_computed_tokens)
         entry.has_begun = True

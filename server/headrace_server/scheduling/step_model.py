@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from headrace_server.domain import EngineStats
 
 _FORGOTTEN_HALF_AFTER_STEPS = 2000
+_RECENT_HALF_AFTER_STEPS = 16
 _KNOWN_AFTER_STEPS = 16
 _STEPS_BETWEEN_FITS = 8
 _NUM_SWEEPS = 12  # each starts from the last result, so a few for each window are enough
@@ -34,11 +35,13 @@ class StepTimes:
 
 
 class StepModel:
-    """Learns `StepTimes` from the counters of one engine."""
+    """Learns `StepTimes` from the counters of one engine. `recent_seconds`: the mean of the last steps, whatever was in
+    them; None: there was none."""
 
     def __init__(self) -> None:
         self._last: EngineStats | None = None
         self._num_steps = self._num_steps_unused = 0
+        self.recent_seconds: float | None = None
         self._matrix = [[0.0] * 3 for _ in range(3)]
         self._vector = [0.0] * 3
         self._coefficients = [0.0] * 3
@@ -66,6 +69,8 @@ class StepModel:
 
     def _count(self, amounts: tuple[float, float, float], seconds: float) -> None:
         num_steps = amounts[0]
+        lately = 0.5 ** (num_steps / _RECENT_HALF_AFTER_STEPS) if self.recent_seconds is not None else 0.0
+        self.recent_seconds = lately * (self.recent_seconds or 0.0) + (1 - lately) * seconds / num_steps
         kept = 0.5 ** (num_steps / _FORGOTTEN_HALF_AFTER_STEPS)
         for row, amount in enumerate(amounts):
             self._vector[row] = kept * self._vector[row] + amount * seconds / num_steps

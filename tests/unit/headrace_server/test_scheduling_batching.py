@@ -6,6 +6,7 @@ import pytest
 
 from headrace_server.domain import Demand, EngineCapacity, EngineStats, ServiceClass, Tenant, TenantId
 from headrace_server.queueing import Arrival, Outlook, QueuePolicy, Refusal, RefusalReason, Stage, TicketId
+from headrace_server.scheduling import batching
 from headrace_server.scheduling.batching import FairBatching, QueueOptions
 
 STANDARD, INTERACTIVE, BATCH = ServiceClass.STANDARD, ServiceClass.INTERACTIVE, ServiceClass.BATCH
@@ -283,40 +284,92 @@ def test_a_deadline_that_cannot_be_met_is_refused_without_a_hint() -> None:
     assert desk.arrive(deadline=desk.now + 500)[1] is None
 
 
-def test_a_deadline_that_leaves_too_little_time_for_the_answer_is_refused_though_nobody_waits() -> None:
-    desk = Desk()
-    for _ in range(5):
-        desk.send()
-        desk.serve(*desk.admitted())
-    desk.measure(step_seconds=0.1)  # fifty tokens take 5 s
-    assert desk.arrive(deadline=desk.now + 4)[1] == Refusal(RefusalReason.DEADLINE_UNMEETABLE)
-    assert desk.arrive(deadline=desk.now + 6)[1] is None
-
-
-def test_where_outputs_vary_a_deadline_is_taken_to_be_met_by_a_short_one() -> None:
-    desk = Desk()
-    for num_output_tokens in (5, 150, 10, 200, 5, 5):
+def answer(desk: Desk, *lengths: int) -> None:
+    """Requests that have run, each with an output of so many tokens; a step takes 0.1 s."""
+    for num_output_tokens in lengths:
         desk.send()
         (ticket,) = desk.admitted()
         desk.serve(ticket, num_output_tokens=num_output_tokens)
     desk.measure(step_seconds=0.1)
-    assert desk.arrive(deadline=desk.now + 1)[1] is None
+
+
+def join(desk: Desk, seconds: float, demand: Demand) -> Refusal | None:
+    """What a request hears that wants its answer within so many seconds; it leaves at once."""
+    ticket, refusal = desk.arrive(deadline=desk.now + seconds)
+    assert refusal is None
+    refusal = desk.policy.join(ticket, demand, desk.now)
+    desk.policy.leave(ticket, desk.now)
+    return refusal
+
+
+UNMEETABLE = Refusal(RefusalReason.DEADLINE_UNMEETABLE)
+
+
+def test_a_deadline_that_leaves_too_little_time_for_the_answer_is_refused_though_nobody_waits() -> None:
+    desk = Desk()
+    answer(desk, *[50] * 10)  # which takes 5 s
+    assert join(desk, 4.0, Demand(100, 200)) == UNMEETABLE
+    assert join(desk, 6.0, Demand(100, 200)) is None
+
+
+def test_an_answer_takes_no_longer_than_the_request_allows() -> None:
+    desk = Desk()
+    answer(desk, *[50] * 10)
+    assert join(desk, 4.0, Demand(100, 20)) is None
+
+
+def test_choices_are_made_side_by_side() -> None:
+    desk = Desk(16)
+    answer(desk, *[50] * 10)
+    assert join(desk, 6.0, Demand(100, 8 * 200, 8)) is None
+    assert join(desk, 4.0, Demand(100, 8 * 200, 8)) == UNMEETABLE
+
+
+@pytest.mark.parametrize("lengths", [[50] * 3, [5, 150, 10, 200, 5, 5, 150, 5, 90, 5]])
+def test_where_lengths_vary_or_few_are_known_a_deadline_is_taken_to_be_met(lengths: list[int]) -> None:
+    desk = Desk()
+    answer(desk, *lengths)
+    assert join(desk, 1.0, Demand(100, 200)) is None
+
+
+def test_a_long_prompt_takes_no_longer_for_those_that_decode_beside_it() -> None:
+    desk = Desk(64)
+    answer(desk, *[1] * 10)
+    stats = desk.stats
+    for _ in range(100):  # 0.1 ms for each token of a prompt
+        stats = replace(
+            stats,
+            num_steps_total=stats.num_steps_total + 1,
+            step_seconds_total=stats.step_seconds_total + 0.2,
+            prefill_tokens_total=stats.prefill_tokens_total + 1000,
+            decode_tokens_total=stats.decode_tokens_total + 1,
+        )
+        desk.policy.observe(stats, desk.now)
+    for _ in range(40):
+        desk.send(num_prompt_tokens=1)
+    assert len(desk.admitted()) > 20
+    assert join(desk, 2.0, Demand(4000, 1)) is None
+
+
+def test_whoever_is_sent_away_for_the_length_of_others_answers_is_let_in_before_long() -> None:
+    desk = Desk()
+    answer(desk, *[50] * 40)
+    refusals = [join(desk, 1.0, Demand(100, 200)) for _ in range(40)]
+    assert refusals[0] == UNMEETABLE
+    assert refusals[-1] is None
 
 
 def test_answers_that_were_cut_off_say_nothing_of_the_length_of_others() -> None:
     desk = Desk()
-    for num_output_tokens in (50, 1, 50, 2, 50, 3):
-        ticket = desk.send(deadline=None if num_output_tokens == 50 else desk.now + 1)
-        assert desk.admitted() == [ticket]
-        desk.policy.began(ticket, 100, 0, desk.now)
-        desk.policy.generated(ticket, num_output_tokens, desk.now)
-        if num_output_tokens == 50:
-            desk.leave(ticket)
-        else:
-            desk.now += 1
-            assert [late for late, _ in desk.policy.decide(desk.now).refuse] == [ticket]
-    desk.measure(step_seconds=0.1)
-    assert desk.arrive(deadline=desk.now + 4)[1] == Refusal(RefusalReason.DEADLINE_UNMEETABLE)
+    answer(desk, *[50] * 10)
+    for num_output_tokens in (1, 2, 3):
+        late = desk.send(deadline=desk.now + 5.1)
+        assert desk.admitted() == [late]
+        desk.policy.began(late, 100, 0, desk.now)
+        desk.policy.generated(late, num_output_tokens, desk.now)
+        desk.now += 6
+        assert [ticket for ticket, _ in desk.policy.decide(desk.now).refuse] == [late]
+    assert join(desk, 4.0, Demand(100, 200)) == UNMEETABLE
 
 
 def test_nobody_is_refused_for_a_wait_that_is_not_known() -> None:
@@ -555,6 +608,42 @@ def test_a_tenant_of_which_nothing_has_come_for_long_was_served_little_again() -
     decisions = desk.policy.decide(desk.now)
     assert set(decisions.admit) == {back, steady}
     assert decisions.favoured == {back}
+
+
+def test_a_second_long_prompt_has_no_claim_to_the_reserve_and_short_ones_have() -> None:
+    desk = Desk(16)
+    long = desk.send("heavy", num_prompt_tokens=10_000)
+    assert desk.admitted() == [long]
+    desk.policy.observe(replace(desk.stats, num_steps_total=1, prefill_tokens_total=500), desk.now)
+    second, short = desk.send("light", num_prompt_tokens=5000), desk.send("other", num_prompt_tokens=100)
+    assert desk.admitted() == [short]
+    assert second not in desk.running
+
+
+def test_a_prompt_that_is_given_up_half_way_takes_what_was_computed_of_it_along() -> None:
+    desk = Desk(16)
+    given_up = desk.send("t", num_prompt_tokens=10_000)
+    assert desk.admitted() == [given_up]
+    desk.policy.observe(replace(desk.stats, num_steps_total=1, prefill_tokens_total=8000), desk.now)
+    desk.leave(given_up)
+    long, next_one = desk.send("t", num_prompt_tokens=10_000), desk.send("t", num_prompt_tokens=10_000)
+    assert desk.admitted() == [long]
+    desk.policy.observe(replace(desk.stats, num_steps_total=2, prefill_tokens_total=8500), desk.now)
+    assert desk.admitted() == []
+    desk.policy.check_integrity()
+    assert next_one not in desk.running
+
+
+def test_who_has_been_idle_for_longest_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "_MOST_IDLE_TENANTS", 2)
+    desk = Desk()
+    for tenant in ("first", "second", "first", "third"):
+        desk.send(tenant)
+        desk.serve(*desk.admitted())
+    for tenant in ("third", "first", "second"):
+        desk.send(tenant)
+    served = {tenant.tenant: tenant.served_tokens for tenant in desk.policy.view(desk.now).tenants}
+    assert served == {"third": 200.0, "first": 400.0, "second": 0.0}
 
 
 def test_short_prompts_go_past_a_long_one_until_their_tenant_has_had_as_much_as_it_takes() -> None:

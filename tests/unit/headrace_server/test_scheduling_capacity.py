@@ -128,13 +128,12 @@ def test_prompts_wait_once_a_step_of_them_waits_in_the_engine() -> None:
     assert obstacle(made, crowded, claim=LIGHT) is Obstacle.PROMPTS
 
 
-def test_for_those_who_go_first_only_what_no_step_has_taken_up_has_to_be_waited_for() -> None:
+def test_those_who_go_first_have_room_for_a_step_beside_what_is_being_computed() -> None:
     made = capacity()
-    load = Load(num_requests=5, num_slots=5, num_prompts=5, num_prefill_tokens=1400, num_favoured_tokens=450)
-    computing = replace(load, num_favoured_computing_tokens=450)
-    assert obstacle(made, load, claim=LIGHT) is Obstacle.PROMPTS
-    assert obstacle(made, computing, claim=LIGHT) is None
-    assert obstacle(made, computing, claim=URGENT) is Obstacle.PROMPTS
+    load = Load(num_requests=5, num_slots=5, num_prompts=5, num_prefill_tokens=1900, num_favoured_tokens=900)
+    assert obstacle(made, load, claim=LIGHT) is None
+    assert obstacle(made, load, claim=URGENT) is Obstacle.PROMPTS
+    assert obstacle(made, replace(load, num_favoured_tokens=950), claim=LIGHT) is Obstacle.PROMPTS
 
 
 def test_beside_a_prompt_that_takes_half_a_step_at_most_no_other_long_one_goes_before_it_ends_in_that_step() -> None:
@@ -145,6 +144,14 @@ def test_beside_a_prompt_that_takes_half_a_step_at_most_no_other_long_one_goes_b
     last_step = replace(two_steps_left, num_prefill_tokens=250, num_computing_tokens=250)
     assert obstacle(made, last_step, long) is None
     assert obstacle(capacity(), two_steps_left, long) is None
+
+
+def test_a_long_prompt_has_no_room_of_its_own_beside_another_one() -> None:
+    made = capacity(replace(ENGINE, longest_chunk_tokens=256))
+    long = Load(num_requests=1, num_slots=1, num_prompts=1, num_prefill_tokens=2000, num_tokens=2000)
+    short = Load(num_requests=3, num_slots=3, num_prompts=3, num_prefill_tokens=300)
+    assert made.limited(LIGHT, long, long) == replace(LIGHT, has_prompt_room=False)
+    assert made.limited(LIGHT, ONE, long) == made.limited(LIGHT, long, short) == LIGHT
 
 
 def test_a_prompt_longer_than_a_step_goes_when_no_other_waits() -> None:

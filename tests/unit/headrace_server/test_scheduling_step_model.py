@@ -93,3 +93,13 @@ def test_output_is_cheaper_in_company() -> None:
     times = StepTimes(0.016, 0.001, 0.0)
     assert times.seconds_per_output_token(1) == pytest.approx(0.017)
     assert times.seconds_per_output_token(16) == pytest.approx(0.002)
+
+
+def test_the_last_steps_are_known_with_whatever_was_in_them() -> None:
+    model = StepModel()
+    assert model.recent_seconds is None
+    learnt([(1, 0, 0.02)] * 100, model)
+    assert model.recent_seconds == pytest.approx(0.02)
+    stats = EngineStats(num_steps_total=100, step_seconds_total=2.0, decode_tokens_total=100)
+    learnt([(1, 256, 0.4)] * 16, model, stats)
+    assert model.recent_seconds == pytest.approx(0.21, rel=0.01)
