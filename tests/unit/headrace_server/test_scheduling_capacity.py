@@ -124,7 +124,7 @@ def test_prompts_wait_once_a_step_of_them_waits_in_the_engine() -> None:
     waiting = replace(computing, num_prefill_tokens=900)
     assert obstacle(made, waiting) is Obstacle.PROMPTS
     assert obstacle(made, waiting, claim=LIGHT) is None
-    crowded = replace(waiting, num_favoured_tokens=450)
+    crowded = replace(waiting, num_favoured_tokens=950)
     assert obstacle(made, crowded, claim=LIGHT) is Obstacle.PROMPTS
 
 
