@@ -190,13 +190,16 @@ class _Handler(BaseHTTPRequestHandler):
         return asked
 
     def _body(self, asked: Asked, into: bytearray) -> bool:
-        """Read the body; whether all of it came before the connection was to break."""
+        """Read the body; whether all of it came before the connection was to break, or did."""
         registry = self.server.registry
         length = int(asked.headers.get("content-length", "0"))
         limit = registry.breaks_after.pop(0) if length and registry.breaks_after else length
         while len(into) < min(length, limit):
-            into += self.rfile.read(min(_BLOCK_BYTES, min(length, limit) - len(into)))
-        if limit < length:
+            data = self.rfile.read(min(_BLOCK_BYTES, min(length, limit) - len(into)))
+            if not data:
+                break
+            into += data
+        if len(into) < length:
             self.close_connection = True
             return False
         return True

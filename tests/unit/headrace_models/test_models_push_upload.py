@@ -230,5 +230,5 @@ def test_who_stops_is_not_waited_for(bench: Bench) -> None:
     bench.registry.judge = stop
     with pytest.raises(SourceUnavailable, match="stopped"):
         bench.upload(LARGE)
-    assert len(bench.registry.methods("PATCH")) == 2
+    assert len(bench.registry.methods("PATCH")) <= 2, "of the second, no more than its head was sent"
     assert not bench.registry.blobs
