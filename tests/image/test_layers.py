@@ -32,6 +32,7 @@ _SECRETS = re.compile(
 )
 # Holds the token of a public account for its own tests.
 _PUBLISHED = re.compile(r"/site-packages/transformers/(__pycache__/)?testing_utils\.")
+_PUBLIC = re.compile(r"(^|[.@])(pypi|pytorch)\.org\b")
 _CACHES = re.compile(r"(^|/)var/(cache/apt/.+\.bin|lib/apt/lists/.+_Packages)|(^|/)\.cache/pip/")
 
 
@@ -126,9 +127,7 @@ def test_there_are_no_secrets(layers: list[Layer], image: Image) -> None:
 def _addresses() -> list[bytes]:
     """Those that pip has here and that stand nowhere in public."""
     conf = configured_sources("python3").conf
-    return [
-        word.encode() for word in re.findall(r"://(\S+)", conf) if "pypi.org" not in word and "pytorch.org" not in word
-    ]
+    return [word.encode() for word in re.findall(r"://(\S+)", conf) if not _PUBLIC.search(word)]
 
 
 def test_the_bill_of_materials_lists_what_is_there(image: Image) -> None:
